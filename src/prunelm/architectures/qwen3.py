@@ -1,0 +1,15 @@
+"""Qwen3 and Gemma 3 (text): as Llama, with a norm on queries and keys that undoes any refit of their scale."""
+
+from dataclasses import replace
+
+from . import Architecture, architecture
+from .llama import ATTENTION, FFN
+
+architecture(
+    Architecture(
+        model_types=("qwen3", "gemma3_text"),
+        blocks="layers",
+        sites=(replace(ATTENTION, normed=("self_attn.q_proj", "self_attn.k_proj")), FFN),
+    ),
+    __name__,
+)

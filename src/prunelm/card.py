@@ -1,0 +1,83 @@
+"""The model card (README.md) of a pruned checkpoint, in Hugging Face's metadata format."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Markdown that says what was removed, how, what was measured, and how to load the result."""
+    recipe = facts["recipe"]
+    sizes = facts["parameters"]
+    calibration = facts["calibration"]["criterion"]
+    opens = _HOW_STOCK if facts["loader"] == "transformers" else _HOW_PRUNELM
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"base_model: {facts['base_model']}",
+        "tags:",
+        "- prunelm",
+        "- structured-pruning",
+        "---",
+        "",
+        f"# {facts['base_model']}, {sizes['share_of_blocks']:.1%} of its blocks pruned",
+        "",
+        f"Made with PruneLM {facts['versions']['prunelm']}, recipe `{recipe['name']}`, without training. "
+        "`pruning.json` beside this file has every choice and every kept unit.",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        f"| parameters | {sizes['before']:,} | {sizes['after']:,} |",
+    ]
+    lines += [f"| {name} | {before} | {after} |" for name, before, after in _widths(facts["sites"])]
+    lines += [
+        "",
+        f"Calibrated on {calibration['tokens']:,} tokens ({calibration['sequences']} sequences of at most "
+        f"{calibration.get('length', '?')}), source: {calibration.get('source', 'unknown')}.",
+        "",
+        "## Load it",
+        "",
+        opens,
+        "",
+        "## What to know",
+        "",
+        "Pruning without training costs quality, more on text unlike the calibration text. Nothing is claimed about "
+        "safety or bias after pruning: the base model's card applies, and no more than that. Measure before use:",
+        "",
+        "```",
+        "prunelm evaluate FOLDER --text YOUR_TEXT --against BASE_MODEL",
+        "```",
+        "",
+    ]
+    if facts["notes"]:
+        lines += [*(f"- {note}" for note in facts["notes"]), ""]
+    return "\n".join(lines)
+
+
+_HOW_STOCK = """Plain `transformers`, no extra code:
+
+```python
+from transformers import AutoModelForCausalLM  # or the class that config.json names
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+```"""
+
+_HOW_PRUNELM = """Its widths differ between blocks (or its head count cannot be said by a stock config), which plain
+`transformers` refuses to open. Use PruneLM's loader, which runs no remote code:
+
+```python
+import prunelm
+model = prunelm.load("FOLDER")
+```"""
+
+
+def _widths(sites: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    rows = []
+    for name in dict.fromkeys(key.split(".")[1] for key in sites):
+        mine = [site for key, site in sites.items() if key.split(".")[1] == name]
+        kept = sorted({len(site["kept"]) for site in mine})
+        units = sorted({site["units"] for site in mine})
+        rows.append((f"{name} units per block", _span(units), _span(kept)))
+    return rows
+
+
+def _span(values: list[int]) -> str:
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"

@@ -1,0 +1,283 @@
+"""Write a pruned model as a Hugging Face folder, and prove that it opens before saying done."""
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .card import model_card
+from .errors import CheckpointError
+from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json
+from .pruning import Report
+from .sites import architecture_of, find_sites
+from .stock import stock_config
+
+PROOF_TOKENS = 48
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path, *, force: bool = False, need_bytes: int = 0) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the body ends well, and leaves no trace when it does not.
+
+    Raises:
+        CheckpointError: `out` exists (without `force`), cannot be written, or the disk is too full.
+    """
+    out = Path(out)
+    check_target(out, force=force, need_bytes=need_bytes)
+    with _explained(out):
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.absolute().parent))
+    try:
+        with _explained(out):
+            yield partial
+            partial.chmod(0o755)
+            _replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(out: str | Path, *, force: bool = False, need_bytes: int = 0) -> None:
+    """Raise if a folder cannot be written there.
+
+    Raises:
+        CheckpointError: says which of existing, not writable, or disk full it is, and what to do.
+    """
+    out = Path(out)
+    parent = out.absolute().parent
+    if out.exists() and not force:
+        raise CheckpointError(f"{out} exists. Choose another folder, or say --force to replace it.")
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file, not a folder. Choose another name.")
+    if not parent.is_dir():
+        raise CheckpointError(f"{out}: the folder {parent} does not exist. Make it first.")
+    if not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{out}: the folder {parent} cannot be written to. Choose another.")
+    free = shutil.disk_usage(parent).free
+    if free < need_bytes:
+        raise CheckpointError(f"{out}: about {need_bytes:,} bytes are needed, {free:,} are free on that disk.")
+
+
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        why = "the disk is full" if full else str(error)
+        raise CheckpointError(f"{out}: cannot be written: {why}. Nothing was left behind.") from error
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Rename the finished folder into place; an old one there is kept until the new one stands."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.absolute().parent))
+    out.rename(old / "old")
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save(
+    model: PreTrainedModel,
+    report: Report,
+    out: str | Path,
+    *,
+    source: Source | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    prove: bool = True,
+) -> dict[str, Any]:
+    """What `pruning.json` says, after writing the pruned model to `out` and loading it again in a fresh process.
+
+    Args:
+        model: pruned in place by `prune_`.
+        report: what `prune_` returned.
+        out: folder to write; made in one rename at the end.
+        source: where the dense model came from; its tokenizer files are copied byte for byte.
+        tokenizer: saved where the source has no tokenizer files (GGUF).
+        dtype: of the written weights; the model's own by default.
+        force: replace an existing folder.
+        prove: compare the logits of a fresh process with the model in memory.
+
+    Raises:
+        CheckpointError: cannot be written, or the written folder does not give the same logits.
+    """
+    model.to(dtype or model.dtype)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    with new_folder(out, force=force, need_bytes=size) as folder:
+        config = _stock_config(model, report)
+        facts = describe(model, report, source, "transformers" if config is not None else "prunelm")
+        _write_weights(model, config, folder)
+        _write_config(model, report, config, folder)
+        _copy_tokenizer(source, tokenizer, folder)
+        (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+        if prove:
+            prove_folder(model, folder)
+    return facts
+
+
+def describe(model: PreTrainedModel, report: Report, source: Source | None, loader: str) -> dict[str, Any]:
+    """The content of `pruning.json`: everything that decided the result, and nothing that changes between runs."""
+    return {
+        "format": FORMAT,
+        "loader": loader,
+        "base_model": _base_name(source, model),
+        "recipe": report.recipe.to_dict(),
+        "parameters": {
+            "before": report.parameters_before,
+            "after": report.parameters_after,
+            "prunable": report.prunable,
+            "share_of_blocks": round(report.sparsity_of_blocks, 6),
+            "share_of_model": round(report.sparsity_of_model, 6),
+        },
+        "sites": {key: {**entry, "kept": report.plan.kept[key].tolist()} for key, entry in report.sites.items()},
+        "calibration": report.calibration,
+        "notes": report.notes,
+        "versions": {
+            "prunelm": version("prunelm"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _base_name(source: Source | None, model: PreTrainedModel) -> str:
+    if source is None:
+        return str(model.config.model_type)
+    if source.gguf is not None:
+        return source.gguf
+    return source.name if not Path(source.name).exists() else Path(source.name).resolve().name
+
+
+def _stock_config(model: PreTrainedModel, report: Report) -> PreTrainedConfig | None:
+    """A config under which plain transformers builds exactly these shapes, or None."""
+    if report.recipe.per_block:
+        return None
+    config = stock_config(model.config, {})
+    if config is None:
+        return None
+    config.architectures = [_class_for(model, config)]
+    with torch.device("meta"):
+        skeleton = getattr(transformers, config.architectures[0])(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    same = shapes == {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    return config if same else None
+
+
+def _class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
+    old, new = (type(c).__name__.removesuffix("Config") for c in (model.config, config))
+    return type(model).__name__.replace(old, new, 1)
+
+
+def _write_weights(model: PreTrainedModel, config: PreTrainedConfig | None, folder: Path) -> None:
+    own = model.config
+    try:
+        model.config = config or own
+        model.save_pretrained(folder)
+    finally:
+        model.config = own
+
+
+def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConfig | None, folder: Path) -> None:
+    """Complete config.json with every key that some reader needs, in the forms old and new readers know."""
+    raw = read_json(folder / "config.json")
+    raw["architectures"] = config.architectures if config is not None else [type(model).__name__]
+    raw.pop("_name_or_path", None)
+    raw["torch_dtype"] = raw["dtype"] = str(model.dtype).removeprefix("torch.")
+    raw |= legacy_rope(raw, architecture_of(model.config).legacy_rope)
+    if config is not None and hasattr(config, "sliding_window"):
+        raw["sliding_window"] = config.sliding_window
+    if config is None:
+        raw["per_layer_config"] = _per_layer(model, report)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def legacy_rope(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The keys by which readers older than `rope_parameters` know rotary embeddings; they ignore the new one."""
+    rope = raw.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return {}
+    if "full_attention" in rope:
+        local = (rope.get("sliding_attention") or {}).get("rope_theta")
+        inner = legacy_rope({"rope_parameters": rope["full_attention"]}, names)
+        return {**inner, **({"rope_local_base_freq": local} if local is not None else {})}
+    plain = rope.get("rope_type", "default") == "default"
+    apart = ("rope_theta", "partial_rotary_factor")
+    scaling = None if plain else {k: v for k, v in rope.items() if k not in apart}
+    found = {"rope_scaling": scaling}
+    for key in apart:
+        if key in rope:
+            found[names.get(key, key)] = rope[key]
+    return found
+
+
+def _per_layer(model: PreTrainedModel, report: Report) -> dict[str, dict[str, int]]:
+    """The widths of each block that differ from the config's, under the names of config fields."""
+    layers: dict[str, dict[str, int]] = {}
+    for site in find_sites(model, report.recipe.unit):
+        for name, value in site.config_values(site.n_units).items():
+            if getattr(model.config, name, None) != value and name != "head_dim":
+                layers.setdefault(str(site.block), {})[name] = value
+    return layers
+
+
+def _copy_tokenizer(source: Source | None, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    copied = False
+    if source is not None and source.gguf is None:
+        for name in TOKENIZER_FILES:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, folder / name)
+                copied = copied or name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece"))
+    if tokenizer is not None and not copied:
+        tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def prove_folder(model: PreTrainedModel, folder: Path) -> float:
+    """The largest difference of logits between a fresh process that loads the folder and the model in memory.
+
+    Raises:
+        CheckpointError: it does not load there, or differs.
+    """
+    from .verify import TOLERANCE, proof_inputs
+
+    own = model.dtype
+    ids = proof_inputs(model.config.vocab_size, PROOF_TOKENS)
+    result = model.float()(input_ids=ids)
+    expected = result.logits if "logits" in result else result.last_hidden_state
+    model.to(own)
+    if not bool(torch.isfinite(expected).all()):
+        raise CheckpointError("the pruned model's logits are not finite; nothing was written. Try --dtype float32.")
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "expected.safetensors"
+        save_file({"ids": ids, "logits": expected.contiguous()}, target)
+        run = subprocess.run(
+            [sys.executable, "-m", "prunelm.verify", str(folder), str(target)], capture_output=True, text=True
+        )
+    if run.returncode != 0:
+        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckpointError(f"the written folder did not prove itself in a fresh process: {last[:300]}")
+    gap = float(run.stdout.strip().splitlines()[-1])
+    if not gap <= TOLERANCE:
+        raise CheckpointError(f"the written folder gives other logits (difference {gap:.2e}); nothing was kept")
+    return gap

@@ -1,0 +1,423 @@
+"""The command line: each command is one library call and the printing of its result. stdout carries results only."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import PruneLMError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make transformer language models smaller by structured pruning, without retraining.",
+)
+out = Console()
+err = Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the checkpoint.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept pickle weights, which can run any code.")]
+Length = Annotated[int, typer.Option(help="Tokens in an evaluation window.", min=2)]
+MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens of text.", min=2)]
+Text = Annotated[Path | None, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command stand before its name."""
+
+
+@app.command()
+def inspect(
+    model: Model,
+    unit: Annotated[
+        str, typer.Option(help="A unit of attention: group (KV head with its queries) or query.")
+    ] = "group",
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Show a model's sites, the cost of a unit, and what 10, 20 and 30 % would mean."""
+    from .workflow import inspect as run
+
+    with _quiet():
+        found = run(model, unit=unit, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    first = {site.name: site for site in reversed(found.sites)}
+    if as_json:
+        sites = [
+            {
+                "key": s.key,
+                "units": s.n_units,
+                "cost": s.cost,
+                "consumer": s.consumer.path,
+                "stock": s.spec.stock,
+            }
+            for s in found.sites
+        ]
+        kept = {k: v for k, v in vars(found).items() if k != "sites"}
+        _print_json({**kept, "sites": sites})
+        return
+    out.print(f"{found.name}: {found.model_type}, {found.parameters:,} parameters, {found.prunable:,} of them prunable")
+    table = Table("site", "blocks", "units per block", "parameters per unit", "fewer units open in transformers")
+    for site in sorted(first.values(), key=lambda s: s.name):
+        same = [s for s in found.sites if s.name == site.name]
+        widths = sorted({s.n_units for s in same})
+        span = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
+        opens = "yes" if site.spec.stock else "with prunelm.load (--per-block)"
+        table.add_row(site.name, str(len(same)), span, f"{site.cost:,}", opens)
+    out.print(table)
+    budgets = Table("--sparsity", "parameters after", "of the blocks", "of the model", "kept per block")
+    for row in found.budgets:
+        if "error" in row:
+            budgets.add_row(f"{row['sparsity']:g}", row["error"])
+        else:
+            budgets.add_row(f"{row['sparsity']:g}", *_planned(row))
+    out.print(budgets)
+    _notes([note for row in found.budgets for note in row.get("notes", [])])
+
+
+@app.command()
+def prune(
+    model: Model,
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove, in (0, 1).")],
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
+    text: Text = None,
+    self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
+    criterion: Annotated[str | None, typer.Option(help="Replace the recipe's criterion at every site.")] = None,
+    allocator: Annotated[str | None, typer.Option(help="Replace the recipe's allocator.")] = None,
+    reconstruction: Annotated[str | None, typer.Option(help="Replace the recipe's reconstruction.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Pull of a refit towards the present weights.")] = None,
+    per_block: Annotated[bool | None, typer.Option(help="Widths may differ (opens with prunelm.load).")] = None,
+    unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
+    attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None,
+    sites: Annotated[str | None, typer.Option(help="attention, ffn, or attention,ffn.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Blocks that may lose units, as in 4:-2.")] = None,
+    of: Annotated[str | None, typer.Option(help="What sparsity is a share of: blocks or model.")] = None,
+    multiple_of: Annotated[int | None, typer.Option(help="Kept FFN channels are a multiple of this.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights: float32, float16, bfloat16.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Prune MODEL into OUT, a folder that opens elsewhere."""
+    from .errors import RecipeError
+    from .recipe import Recipe
+    from .registry import did_you_mean
+    from .workflow import DTYPES
+    from .workflow import dry_run as plan
+    from .workflow import prune as run
+
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}. {did_you_mean(dtype, DTYPES)}")
+    chosen = Recipe.load(
+        recipe,
+        sparsity=sparsity,
+        criterion=criterion,
+        allocator=allocator,
+        reconstruction=reconstruction,
+        ridge=ridge,
+        per_block=per_block,
+        unit=unit,
+        attention_share=attention_share,
+        sites=[name.strip() for name in sites.split(",")] if sites else None,
+        blocks=blocks,
+        of=of,
+        multiple_of=multiple_of,
+        samples=samples,
+        length=length,
+        seed=seed,
+        calibration="self-generated" if self_generated else None,
+    )
+    if dry_run:
+        with _quiet():
+            row = plan(model, chosen, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        _show_plan(row, chosen.to_dict(), as_json)
+        return
+    err.print(f"recipe: {json.dumps(chosen.to_dict())}", soft_wrap=True, highlight=False)
+    with _quiet(), _progress() as progress:
+        report = run(
+            model,
+            out_folder,
+            recipe=chosen,
+            text=text,
+            dtype=dtype,
+            force=force,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    written = json.loads((out_folder / "pruning.json").read_text(encoding="utf-8"))
+    if as_json:
+        _print_json({**written, "seconds": report.seconds, "out": str(out_folder)})
+        return
+    _notes(report.notes)
+    sizes = written["parameters"]
+    out.print(
+        f"{sizes['before']:,} -> {sizes['after']:,} parameters: {sizes['share_of_blocks']:.2%} of the blocks, "
+        f"{sizes['share_of_model']:.2%} of the model, in {report.seconds:.0f} s"
+    )
+    out.print(f"{out_folder}: loaded in a fresh process, same logits. {_how_to_load(written['loader'], out_folder)}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    text: Annotated[Path, typer.Option(help="Text that was not used for calibration.")],
+    against: Annotated[str | None, typer.Option(help="The dense model, for KL and agreement.")] = None,
+    length: Length = 1024,
+    max_tokens: MaxTokens = None,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Measure perplexity, bits per byte, and agreement with the dense model."""
+    from .workflow import evaluate as run
+
+    with _quiet(), _progress() as progress:
+        found = run(
+            model,
+            text,
+            against=against,
+            length=length,
+            max_tokens=max_tokens,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    table = Table("measure", "value")
+    for name, value in _quality(found.to_dict()):
+        table.add_row(name, value)
+    for name in ("tokens", "sequences", "length", "tokenizer", "text"):
+        table.add_row(name, f"{found.facts.get(name)}")
+    out.print(table)
+
+
+@app.command()
+def compare(
+    dense: Annotated[str, typer.Argument(help="The dense model.")],
+    pruned: Annotated[list[str], typer.Argument(help="Pruned models.")],
+    text: Text = None,
+    length: Length = 1024,
+    max_tokens: MaxTokens = None,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Put models side by side: size, quality, speed."""
+    from .workflow import compare as run
+
+    with _quiet(), _progress() as progress:
+        rows = run(
+            [dense, *pruned],
+            text,
+            length=length,
+            max_tokens=max_tokens,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    if as_json:
+        _print_json(rows)
+        return
+    out.print(comparison_table(rows))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="criteria, allocators, reconstructions, architectures or recipes.")],
+    as_json: AsJson = False,
+) -> None:
+    """List plug-ins and recipes with one line each."""
+    from .errors import UnknownPluginError
+    from .registry import did_you_mean
+
+    with _quiet():
+        rows = _listing().get(what)
+        if rows is None:
+            known = list(_listing())
+            raise UnknownPluginError(
+                f"nothing is called {what!r}. {did_you_mean(what, known)}Known: {', '.join(known)}."
+            )
+        if as_json:
+            _print_json([{"name": name, "summary": line, "origin": origin} for name, line, origin in rows()])
+            return
+        table = Table("name", "what it is", "from")
+        for row in rows():
+            table.add_row(*row)
+    out.print(table)
+
+
+@app.command()
+def demo(
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")] = Path("smollm2-pruned"),
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove.")] = 0.2,
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Prune a real pretrained Llama-type model from PyPI and show what it cost."""
+    from .demo import run
+
+    with _quiet(), _progress() as progress:
+        result = run(out_folder, sparsity=sparsity, recipe=recipe, force=force, progress=progress)
+    out.print(comparison_table(result.rows))
+    out.print(f"\nPrompt: {result.prompt!r}")
+    for name, continuation in result.continuations.items():
+        out.print(f"\n[bold]{name}[/bold] {continuation}", highlight=False)
+    out.print(f"\nThe pruned model is in {out_folder}. {_how_to_load(result.loader, out_folder)}")
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Models side by side, the first being the dense one."""
+    names = list(dict.fromkeys(name for row in rows if "evaluation" in row for name, _ in _quality(row["evaluation"])))
+    table = Table("model", "parameters", "bytes on disk", *names)
+    speed = any("tokens_per_second" in row for row in rows)
+    if speed:
+        table.add_column("prefill tokens/s")
+    for row in rows:
+        quality = dict(_quality(row["evaluation"])) if "evaluation" in row else {}
+        cells = [
+            row["model"],
+            f"{row['parameters']:,}",
+            f"{row['bytes']:,}",
+            *(quality.get(n, "") for n in names),
+        ]
+        if speed:
+            cells.append(f"{row['tokens_per_second']:,.0f} ({row['speedup']:.2f}x)")
+        table.add_row(*cells)
+    return table
+
+
+def _quality(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if found["value"] is not None:
+        rows.append((found["metric"], f"{found['value']:.4g} +- {found['error']:.2g}"))
+    for name, label, form in (
+        ("bits_per_byte", "bits per byte", "{:.4f}"),
+        ("kl", "KL to dense", "{:.4f}"),
+        ("top1", "same top token", "{:.1%}"),
+        ("cosine", "cosine to dense", "{:.4f}"),
+    ):
+        if found[name] is not None:
+            rows.append((label, form.format(found[name])))
+    return rows
+
+
+def _planned(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    kept = ", ".join(
+        f"{name} {widths[0]}" + (f" to {widths[-1]}" if widths[1:] else "") for name, widths in row["kept"].items()
+    )
+    return f"{row['parameters']:,}", f"{row['share_of_blocks']:.2%}", f"{row['share_of_model']:.2%}", kept
+
+
+def _show_plan(row: dict[str, Any], recipe: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json({**row, "recipe": recipe})
+        return
+    table = Table("parameters after", "of the blocks", "of the model", "kept per block")
+    table.add_row(*_planned(row))
+    out.print(table)
+    _notes(row["notes"])
+    out.print("Nothing was written (--dry-run).")
+
+
+def _notes(notes: Sequence[str]) -> None:
+    for note in dict.fromkeys(notes):
+        err.print(f"note: {note}", soft_wrap=True)
+
+
+def _how_to_load(loader: str, folder: Path) -> str:
+    if loader == "transformers":
+        return f"Load it: AutoModelForCausalLM.from_pretrained({str(folder)!r}), or the class its config names."
+    return f"Its widths need PruneLM's loader: prunelm.load({str(folder)!r})."
+
+
+def _listing() -> dict[str, Any]:
+    from .allocators import ALLOCATORS
+    from .architectures import ARCHITECTURES
+    from .criteria import CRITERIA
+    from .recipe import recipe_summaries
+    from .reconstructions import RECONSTRUCTIONS
+
+    return {
+        "criteria": CRITERIA.describe,
+        "allocators": ALLOCATORS.describe,
+        "reconstructions": RECONSTRUCTIONS.describe,
+        "architectures": ARCHITECTURES.describe,
+        "recipes": recipe_summaries,
+    }
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers' own bars and warnings stay off: errors are ours to explain."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """A function (stage, done, total) that draws a bar on stderr, or nothing without a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
+
+
+def _terminated(_signum: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; errors that are answers to the user are one line and exit 1."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(prog_name="prunelm")
+    except PruneLMError as error:
+        if "--debug" in sys.argv:
+            raise
+        err.print(f"error: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("error: interrupted; nothing was written", markup=False)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

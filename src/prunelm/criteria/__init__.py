@@ -1,0 +1,74 @@
+"""Criteria: a score for each unit of a site; the lowest go first. One file each, one function, one decorator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..moments import Moments
+from ..registry import Registry
+from ..sites import Site
+
+NEEDS = frozenset({"consumer", "producer", "similarity"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What calibration knows of one site.
+
+    `consumer`: moments of the consumer's input (at least the diagonal); `producer`: full moments of the producers'
+    common input; `similarity`: the Jensen-Shannon matrix of the heads. None where no criterion asked for it.
+    """
+
+    consumer: Moments | None = None
+    producer: Moments | None = None
+    similarity: Float[Tensor, "head head"] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A registered scoring function and the statistics it reads."""
+
+    name: str
+    score: Callable[..., Float[Tensor, " unit"]]
+    needs: Callable[..., frozenset[str]] = field(default=lambda **_: frozenset())
+
+    def __call__(self, site: Site, statistics: Statistics, **options: Any) -> Float[Tensor, " unit"]:
+        """One score per unit of the site; the lowest goes first."""
+        return self.score(site, statistics, **options)
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion", "prunelm.criteria")
+
+Score = Callable[..., Float[Tensor, " unit"]]
+
+
+def criterion(
+    name: str, *, needs: frozenset[str] | set[str] | Callable[..., set[str]] = frozenset()
+) -> Callable[[Score], Score]:
+    """A decorator that registers `(site, statistics, *, options) -> score per unit` under `name`.
+
+    Args:
+        name: what recipes call it.
+        needs: which of `consumer`, `producer`, `similarity` it reads; a function of its options where that depends.
+    """
+
+    def decorate(score: Score) -> Score:
+        def wanted(**options: Any) -> frozenset[str]:
+            found = frozenset(needs(**options) if callable(needs) else needs)
+            if found - NEEDS:
+                raise ValueError(f"criterion {name!r} needs {sorted(found - NEEDS)}, but only {sorted(NEEDS)} exist")
+            return found
+
+        item = Criterion(name, score, wanted)
+        object.__setattr__(item, "__doc__", score.__doc__)
+        CRITERIA.register(name, item, score.__module__)
+        return score
+
+    return decorate
+
+
+__all__ = ["CRITERIA", "Criterion", "Statistics", "criterion"]

@@ -1,0 +1,223 @@
+"""Text to token batches, with a fingerprint of what was used."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from .errors import DataError
+from .stream import Batch
+
+SUFFIXES = {".txt", ".md", ".jsonl"}
+TEXT_FIELDS = ("text", "sentence")
+JOIN = "\n\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Token batches and the facts about them that every result must carry."""
+
+    batches: list[Batch]
+    facts: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding apart."""
+        return int(self.facts["tokens"])
+
+
+def read_documents(path: str | Path) -> list[str]:
+    """The documents of a text file, a .jsonl file (field `text` or `sentence`), or a folder of such files.
+
+    A .txt or .md file is one document; a .jsonl file has one document per line.
+
+    Raises:
+        DataError: not there, empty, not text, or a line without a text field (named by number).
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        if not files:
+            raise DataError(f"{path}: no {', '.join(sorted(SUFFIXES))} file in this folder")
+        return [document for file in files for document in read_documents(file)]
+    documents = _json_lines(path) if path.suffix == ".jsonl" else [_read_text(path)]
+    found = [document for document in documents if document.strip()]
+    if not found:
+        raise DataError(f"{path}: the file holds no text. Give a text file with --text, or --self-generated.")
+    return found
+
+
+def read_labelled(path: str | Path) -> list[tuple[str, int]]:
+    """(sentence, label) pairs of a .jsonl file with the fields `sentence` or `text`, and `label`.
+
+    Raises:
+        DataError: a line has no label, named by number.
+    """
+    rows = []
+    for number, row in _rows(Path(path)):
+        if not isinstance(row.get("label"), int):
+            raise DataError(
+                f"{path}, line {number}: no whole-number field 'label', which a classifier's accuracy needs"
+            )
+        rows.append((_field(row, Path(path), number), row["label"]))
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start} of {len(raw):,}). Give a text file.") from error
+    if "\x00" in text:
+        raise DataError(f"{path}: a binary file (NUL byte at {text.index(chr(0)):,}). Give a text file.")
+    return text
+
+
+def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a JSON object is expected, got {type(row).__name__}")
+        yield number, row
+
+
+def _field(row: dict[str, Any], path: Path, number: int) -> str:
+    for name in TEXT_FIELDS:
+        if isinstance(row.get(name), str):
+            return str(row[name])
+    raise DataError(f"{path}, line {number}: no text field; one of {', '.join(TEXT_FIELDS)} is expected")
+
+
+def _json_lines(path: Path) -> list[str]:
+    return [_field(row, path, number) for number, row in _rows(path)]
+
+
+def sample_batches(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+    causal: bool,
+    batch_size: int = 8,
+) -> Batches:
+    """Seeded random sequences of the documents, for calibration.
+
+    Causal models get windows of `length` tokens cut from the documents joined by a blank line; encoders get whole
+    documents with their special tokens, cut at `length` and padded.
+
+    Raises:
+        DataError: the text does not fill one window, or `length` is more than the model can read.
+    """
+    check_length(config, length)
+    order = list(documents)
+    random.Random(seed).shuffle(order)
+    if causal:
+        ids = _joined_ids(order, tokenizer, want=4 * samples * length)
+        windows = split_windows(ids, length, prefix_ids(tokenizer))
+        if not windows:
+            raise DataError(
+                f"the text gives {len(ids):,} tokens, but one calibration window needs {length:,} "
+                f"({samples} windows are wanted). Give more text, or a smaller --length."
+            )
+        chosen = sorted(random.Random(seed).sample(range(len(windows)), min(samples, len(windows))))
+        batches = _stack([windows[i] for i in chosen], batch_size)
+    else:
+        batches = padded_batches(order[:samples], tokenizer, length, batch_size)
+    return Batches(batches=batches, facts=describe(batches, tokenizer, length=length, seed=seed))
+
+
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """Raise if the model cannot read sequences of this length.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise DataError(f"--length {length:,} is more than the {limit:,} positions of this model")
+
+
+def _joined_ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, want: int) -> list[int]:
+    ids: list[int] = []
+    for document in documents:
+        ids += token_ids(document + JOIN, tokenizer)
+        if len(ids) >= want:
+            break
+    return ids
+
+
+def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text, without special tokens and without complaints about its length."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that this tokenizer puts before every text by itself: its BOS, or nothing."""
+    alone = list(tokenizer("", verbose=False)["input_ids"])
+    return alone[:1] if alone and alone[0] == tokenizer.bos_token_id else []
+
+
+def split_windows(ids: Sequence[int], length: int, prefix: Sequence[int] = ()) -> list[Int[Tensor, " length"]]:
+    """Non-overlapping windows of `length` ids, each beginning with the prefix; a last short piece is left out."""
+    body = length - len(prefix)
+    return [torch.tensor([*prefix, *ids[i : i + body]]) for i in range(0, len(ids) - body + 1, body)]
+
+
+def _stack(windows: Sequence[Tensor], batch_size: int) -> list[Batch]:
+    return [{"input_ids": torch.stack(list(windows[i : i + batch_size]))} for i in range(0, len(windows), batch_size)]
+
+
+def padded_batches(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, batch_size: int
+) -> list[Batch]:
+    """Texts with their special tokens, cut at `length`, padded to the longest of their batch."""
+    batches: list[Batch] = []
+    for i in range(0, len(texts), batch_size):
+        encoded = tokenizer(
+            list(texts[i : i + batch_size]),
+            padding=True,
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        batches.append(dict(encoded))
+    return batches
+
+
+def describe(batches: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, **facts: Any) -> dict[str, Any]:
+    """What has to be said with every number made from these batches."""
+    digest = hashlib.sha256()
+    tokens = sequences = 0
+    for batch in batches:
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask", torch.ones_like(ids))
+        digest.update(ids[mask.bool()].to(torch.int64).numpy().tobytes())
+        tokens += int(mask.sum())
+        sequences += len(ids)
+    return {
+        "tokens": tokens,
+        "sequences": sequences,
+        "tokenizer": f"{type(tokenizer).__name__} of {len(tokenizer):,} tokens",
+        "sha256": digest.hexdigest(),
+        **facts,
+    }

@@ -1,0 +1,41 @@
+"""Every error a user can meet: one line that says what, where, with which numbers, and what to do now."""
+
+
+class PruneLMError(Exception):
+    """Root of all errors that are answers to the user, not faults of the program."""
+
+
+class UnsupportedModelError(PruneLMError, ValueError):
+    """The model's family, or a part of it, cannot be pruned here."""
+
+
+class ArchitectureError(PruneLMError, ValueError):
+    """An architecture file does not describe the model's real weights."""
+
+
+class BudgetError(PruneLMError, ValueError):
+    """The asked sparsity is no budget, or whole units cannot meet it."""
+
+
+class RecipeError(PruneLMError, ValueError):
+    """A recipe has an unknown key, a value of the wrong type, or does not exist."""
+
+
+class UnknownPluginError(PruneLMError, LookupError):
+    """No plug-in of that name is registered."""
+
+
+class DataError(PruneLMError, ValueError):
+    """A text cannot be read, or is too short for what was asked."""
+
+
+class CalibrationError(PruneLMError, ArithmeticError):
+    """Statistics are not finite or cannot determine what was asked of them."""
+
+
+class CheckpointError(PruneLMError, OSError):
+    """A model folder cannot be read, written, or proven."""
+
+
+class EvaluationError(PruneLMError, ArithmeticError):
+    """A loss is not finite, or two models cannot be compared."""

@@ -1,0 +1,329 @@
+"""What pruning cost: perplexity with its error, bits per byte, and agreement with the dense model."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .data import (
+    JOIN,
+    check_length,
+    describe,
+    padded_batches,
+    prefix_ids,
+    read_documents,
+    read_labelled,
+    split_windows,
+    token_ids,
+)
+from .errors import DataError, EvaluationError
+from .stream import Batch
+
+MASKED_SHARE = 0.15
+ENCODER_BATCH = 32
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Measured quality of one model on one text, with all that must be said beside it.
+
+    `metric` is `perplexity`, `masked perplexity`, `accuracy` or `embedding`; `error` its standard error over windows
+    (texts, for encoders). `kl` is the mean KL(dense || model) per token in nats, `top1` the share of tokens where
+    both choose the same; `cosine` the mean cosine of mean-pooled embeddings. None where it does not apply.
+    """
+
+    metric: str
+    value: float | None
+    error: float | None
+    bits_per_byte: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+    cosine: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data."""
+        return asdict(self)
+
+
+@dataclass
+class _Sums:
+    """Sums over windows, and what agreement with the dense model adds up to."""
+
+    losses: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    kl: float = 0.0
+    same: int = 0
+    compared: int = 0
+
+    def agree(self, logits: Float[Tensor, "token vocab"], dense: Float[Tensor, "token vocab"]) -> None:
+        self.kl += float(kl_div(logits.log_softmax(-1), dense.log_softmax(-1), log_target=True, reduction="sum"))
+        self.same += int((logits.argmax(-1) == dense.argmax(-1)).sum())
+        self.compared += len(logits)
+
+    def agreement(self) -> dict[str, float | None]:
+        if not self.compared:
+            return {"kl": None, "top1": None}
+        return {"kl": self.kl / self.compared, "top1": self.same / self.compared}
+
+
+def task_of(model: PreTrainedModel) -> str:
+    """What a model is evaluated by: `causal`, `masked`, `classifier` or `embedding`, read off its class."""
+    name = type(model).__name__
+    for ending, task in (("ForSequenceClassification", "classifier"), ("ForMaskedLM", "masked")):
+        if name.endswith(ending):
+            return task
+    return "causal" if model.can_generate() else "embedding"
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | Path,
+    *,
+    against: PreTrainedModel | None = None,
+    length: int = 1024,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Evaluation:
+    """The quality of a model on a text that it was not calibrated on.
+
+    Causal models: exp of the mean next-token loss over non-overlapping windows of `length` tokens. Masked models: the
+    same over a seeded 15 % of tokens that are masked. Classifiers: accuracy on labelled lines. Bare encoders: cosine
+    to the dense model's embeddings.
+
+    Args:
+        model: in eval mode.
+        tokenizer: of the model, and of `against`.
+        text: file or folder; see `read_documents`, and `read_labelled` for classifiers.
+        against: the dense model, for KL, agreement and cosine.
+        length: tokens in a window.
+        max_tokens: stop after this many tokens of text.
+        seed: of the masking.
+        progress: told about every window.
+
+    Raises:
+        DataError: the text does not fill one window.
+        EvaluationError: losses are not finite, or the two models cannot be compared.
+    """
+    if against is not None and against.config.vocab_size != model.config.vocab_size:
+        raise EvaluationError(
+            f"the two models cannot be compared: vocabularies of {model.config.vocab_size:,} and "
+            f"{against.config.vocab_size:,} tokens"
+        )
+    task = task_of(model)
+    if task == "causal":
+        return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, progress)
+    return _ENCODERS[task](model, tokenizer, Path(text), against, length, max_tokens, seed, progress)
+
+
+def _perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Path,
+    against: PreTrainedModel | None,
+    length: int,
+    max_tokens: int | None,
+    progress: Progress,
+) -> Evaluation:
+    check_length(model.config, length)
+    ids = token_ids(JOIN.join(read_documents(text)), tokenizer)[:max_tokens]
+    prefix = prefix_ids(tokenizer)
+    windows = split_windows(ids, length, prefix)
+    if not windows:
+        raise DataError(
+            f"{text}: it gives {len(ids):,} tokens, but one window needs {length:,}. Use a smaller --length."
+        )
+    sums, size = _Sums(), 0
+    for i, window in enumerate(windows):
+        progress("evaluating", i, len(windows))
+        logits = model(window[None].to(model.device)).logits[0, :-1].float()
+        sums.losses.append(float(cross_entropy(logits, window[1:].to(logits.device))))
+        sums.counts.append(length - 1)
+        # The first token of a window without a prefix is given, not predicted.
+        size += len(tokenizer.decode(window[1:].tolist()).encode())
+        if against is not None:
+            sums.agree(logits, against(window[None].to(against.device)).logits[0, :-1].float())
+    progress("evaluating", len(windows), len(windows))
+    mean, error = _mean_and_error(sums, str(text))
+    nats = sum(loss * n for loss, n in zip(sums.losses, sums.counts, strict=True))
+    batches: list[Batch] = [{"input_ids": w[None]} for w in windows]
+    return Evaluation(
+        metric="perplexity",
+        value=math.exp(mean),
+        error=math.exp(mean) * error,
+        bits_per_byte=nats / math.log(2) / size,
+        **sums.agreement(),
+        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=sum(sums.counts)),
+    )
+
+
+def _mean_and_error(sums: _Sums, where: str) -> tuple[float, float]:
+    """Mean loss over all tokens, and its standard error over windows."""
+    bad = [i for i, loss in enumerate(sums.losses) if not math.isfinite(loss)]
+    if bad:
+        raise EvaluationError(
+            f"{where}: {len(bad)} of {len(sums.losses)} windows gave a non-finite loss, first window {bad[0]}. "
+            "The arithmetic overflows or the weights are damaged: try --dtype float32."
+        )
+    mean = sum(loss * n for loss, n in zip(sums.losses, sums.counts, strict=True)) / sum(sums.counts)
+    spread = statistics.stdev(sums.losses) / math.sqrt(len(sums.losses)) if len(sums.losses) > 1 else 0.0
+    return mean, spread
+
+
+def _texts(text: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> list[str]:
+    """Documents of a file (lines of a plain text), cut off once they hold `max_tokens`."""
+    documents = read_documents(text)
+    if text.suffix != ".jsonl":
+        documents = [line for document in documents for line in document.splitlines() if line.strip()]
+    if max_tokens is None:
+        return documents
+    taken, tokens = [], 0
+    for document in documents:
+        if tokens >= max_tokens:
+            break
+        tokens += len(token_ids(document, tokenizer))
+        taken.append(document)
+    return taken
+
+
+def _masked_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Path,
+    against: PreTrainedModel | None,
+    length: int,
+    max_tokens: int | None,
+    seed: int,
+    progress: Progress,
+) -> Evaluation:
+    length = min(length, model.config.max_position_embeddings)
+    batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
+    generator = torch.Generator().manual_seed(seed)
+    sums = _Sums()
+    for i, batch in enumerate(batches):
+        progress("evaluating", i, len(batches))
+        hidden = _masked_positions(batch, tokenizer, generator)
+        if not bool(hidden.any()):
+            continue
+        ids = batch["input_ids"].masked_fill(hidden, _mask_id(tokenizer))
+        logits = model(**{**batch, "input_ids": ids}).logits[hidden].float()
+        sums.losses.append(float(cross_entropy(logits, batch["input_ids"][hidden])))
+        sums.counts.append(int(hidden.sum()))
+        if against is not None:
+            sums.agree(logits, against(**{**batch, "input_ids": ids}).logits[hidden].float())
+    progress("evaluating", len(batches), len(batches))
+    if not sums.counts:
+        raise DataError(f"{text}: too short to mask a single token")
+    mean, error = _mean_and_error(sums, str(text))
+    return Evaluation(
+        metric="masked perplexity",
+        value=math.exp(mean),
+        error=math.exp(mean) * error,
+        **sums.agreement(),
+        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=sum(sums.counts), seed=seed),
+    )
+
+
+def _mask_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.unk_token_id
+    if mask is None:
+        raise EvaluationError("this tokenizer has no mask token, so a masked loss cannot be measured")
+    return int(mask)
+
+
+def _masked_positions(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+) -> Bool[Tensor, "sample token"]:
+    """A seeded 15 % of the real, non-special tokens."""
+    ids = batch["input_ids"]
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+    return (torch.rand(ids.shape, generator=generator) < MASKED_SHARE) & ~special & batch["attention_mask"].bool()
+
+
+def _accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Path,
+    against: PreTrainedModel | None,
+    length: int,
+    max_tokens: int | None,
+    seed: int,
+    progress: Progress,
+) -> Evaluation:
+    rows = read_labelled(text)
+    length = min(length, model.config.max_position_embeddings)
+    batches = padded_batches([sentence for sentence, _ in rows], tokenizer, length, ENCODER_BATCH)
+    labels = torch.tensor([label for _, label in rows]).split(ENCODER_BATCH)
+    right, sums = 0, _Sums()
+    for i, (batch, wanted) in enumerate(zip(batches, labels, strict=True)):
+        progress("evaluating", i, len(batches))
+        logits = model(**batch).logits.float()
+        if not bool(torch.isfinite(logits).all()):
+            raise EvaluationError(f"{text}: non-finite logits in batch {i}. Try --dtype float32.")
+        right += int((logits.argmax(-1) == wanted).sum())
+        if against is not None:
+            sums.agree(logits, against(**batch).logits.float())
+    progress("evaluating", len(batches), len(batches))
+    share = right / len(rows)
+    return Evaluation(
+        metric="accuracy",
+        value=share,
+        error=math.sqrt(share * (1 - share) / len(rows)),
+        **sums.agreement(),
+        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=len(rows)),
+    )
+
+
+def _embedding(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Path,
+    against: PreTrainedModel | None,
+    length: int,
+    max_tokens: int | None,
+    seed: int,
+    progress: Progress,
+) -> Evaluation:
+    if against is None:
+        raise EvaluationError(f"{type(model).__name__} has no head, so it can only be compared: give --against DENSE")
+    length = min(length, model.config.max_position_embeddings)
+    batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
+    cosines: list[float] = []
+    for i, batch in enumerate(batches):
+        progress("evaluating", i, len(batches))
+        cosines += cosine_similarity(_pooled(model, batch), _pooled(against, batch)).tolist()
+    progress("evaluating", len(batches), len(batches))
+    if not all(math.isfinite(c) for c in cosines):
+        raise EvaluationError(f"{text}: non-finite embeddings. Try --dtype float32.")
+    return Evaluation(
+        metric="embedding",
+        value=None,
+        error=None,
+        cosine=sum(cosines) / len(cosines),
+        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=len(cosines)),
+    )
+
+
+def _pooled(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "sample channel"]:
+    mask = batch["attention_mask"][..., None].float()
+    pooled: Tensor = (model(**batch).last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+    return pooled
+
+
+_ENCODERS: dict[str, Callable[..., Evaluation]] = {
+    "masked": _masked_perplexity,
+    "classifier": _accuracy,
+    "embedding": _embedding,
+}

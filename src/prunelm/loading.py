@@ -1,0 +1,325 @@
+"""Open a model from wherever it is: a folder, a hub name, a GGUF file, or a checkpoint that PruneLM wrote."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import CheckpointError, PruneLMError, UnsupportedModelError
+from .sites import find_sites, narrow_
+
+FORMAT = 1
+PLAN_FILE = "pruning.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model is: the name the user gave, its folder, and the GGUF file in it, if that is what it is."""
+
+    name: str
+    folder: Path
+    gguf: str | None = None
+    trust_remote_code: bool = False
+
+    def config(self) -> dict[str, Any]:
+        """The raw config.json."""
+        return read_json(self.folder / "config.json")
+
+    def plan(self) -> dict[str, Any] | None:
+        """The pruning.json of a checkpoint that PruneLM wrote, or None."""
+        path = self.folder / PLAN_FILE
+        if self.gguf or not path.is_file():
+            return None
+        plan = read_json(path)
+        if plan.get("format") != FORMAT or not isinstance(plan.get("sites"), dict):
+            raise CheckpointError(
+                f"{path}: format {plan.get('format')!r} is not known here (this version reads {FORMAT}). "
+                "Upgrade prunelm, or prune the dense model again."
+            )
+        return plan
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: not there, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: a JSON object is expected, got {type(data).__name__}")
+    return data
+
+
+def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Source:
+    """Where the model is, its files checked as far as that can be done without loading it.
+
+    Args:
+        name: a Hugging Face folder, a hub name, or a .gguf file.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+        allow_pickle: accept weights in pickle files, which can run any code when they are opened.
+
+    Raises:
+        CheckpointError: no such model, not a model folder, damaged files, or pickle weights.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf":
+        _check_gguf(path)
+        return Source(name=str(name), folder=path.parent, gguf=path.name)
+    folder = path if path.is_dir() else _from_hub(str(name))
+    source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: not a model folder, it has no config.json")
+    if not isinstance(source.config().get("model_type"), str):
+        raise CheckpointError(f"{folder / 'config.json'}: it names no model_type, so no family can be found")
+    _check_weights(folder, allow_pickle)
+    return source
+
+
+def _from_hub(name: str) -> Path:
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise CheckpointError(f"no such model: {name!r} is not a folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).split("\n")[0][:120]
+        raise CheckpointError(
+            f"no such model: {name!r} is no folder here, and the hub did not give it ({type(error).__name__}: {why})"
+        ) from error
+
+
+def _check_weights(folder: Path, allow_pickle: bool) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{index}: it has no weight_map of file names")
+        files = [folder / name for name in sorted(set(shards.values()))]
+        outside = [f.name for f in files if f.parent.resolve() != folder.resolve()]
+        if outside:
+            raise CheckpointError(f"{index}: {outside[0]!r} lies outside the folder")
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if not files and pickled and not allow_pickle:
+        raise CheckpointError(
+            f"{folder}: its weights are pickle files ({pickled[0]}), which can run any code when opened. Convert them "
+            "to safetensors, or say --allow-pickle if you trust their author."
+        )
+    if not files and not pickled:
+        raise CheckpointError(f"{folder}: not a model folder, it has no .safetensors file")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged or cut short ({error}). Get the file again.") from error
+
+
+def _check_gguf(path: Path) -> None:
+    from gguf import GGUFReader
+
+    if not path.is_file():
+        raise CheckpointError(f"no such model: there is no file {str(path)!r}")
+    try:
+        reader = GGUFReader(path)
+        end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        MemoryError,
+        TypeError,
+        struct.error,
+        OSError,
+    ) as error:
+        raise CheckpointError(f"{path}: not a GGUF file, or damaged ({error}). Get the file again.") from error
+    if end == 0 or end > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: cut short: its tensors need {end:,} bytes, the file has {path.stat().st_size:,}. Get it again."
+        )
+
+
+def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
+    """The model in eval mode, of the class its config names; `dtype` None keeps the stored one.
+
+    Raises:
+        CheckpointError: weights are missing or do not fit the config; names them.
+        UnsupportedModelError: transformers does not know the model type.
+    """
+    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    plan = source.plan()
+    if source.gguf is not None:
+        return _load_gguf(source, options)
+    if plan is not None and plan.get("loader") == "prunelm":
+        cls, config = _narrowed_class(source, plan)
+        options["config"] = config
+    else:
+        cls = _class_named(source)
+        options["trust_remote_code"] = source.trust_remote_code
+    try:
+        model, info = cls.from_pretrained(str(source.folder), output_loading_info=True, **options)
+    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{source.name}: cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from error
+    missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
+    if missing:
+        raise CheckpointError(f"{source.name}: {len(missing)} weights are missing or do not fit, first {missing[0]}")
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _class_named(source: Source) -> Any:
+    raw = source.config()
+    names = raw.get("architectures") or []
+    cls = getattr(transformers, names[0], None) if names else transformers.AutoModelForCausalLM
+    if cls is None and source.trust_remote_code:
+        return transformers.AutoModelForCausalLM
+    if cls is None or raw["model_type"] not in transformers.CONFIG_MAPPING:
+        raise UnsupportedModelError(
+            f"{source.name}: transformers has no class {names[0] if names else raw['model_type']!r}. If its code comes "
+            "with the checkpoint and you trust it, say --trust-remote-code."
+        )
+    return cls
+
+
+def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), gguf_file=source.gguf, **options)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{source.name}: cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from error
+    # The weights are plain floats from here on; without this, transformers refuses to save them.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A stock class that narrows itself to the plan's widths while it is built, and the dense config for it.
+
+    Under `from_pretrained` building happens without memory, so sharding, dtype and devices stay its business.
+    """
+    raw = {k: v for k, v in source.config().items() if k != "per_layer_config"}
+    config = AutoConfig.for_model(**raw)
+    stock = _class_named(source)
+    kept = {key: len(site["kept"]) for key, site in plan["sites"].items()}
+    unit = plan["recipe"]["unit"]
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        for key in [site.key for site in find_sites(self, unit)]:
+            site = next(s for s in find_sites(self, unit) if s.key == key)
+            if kept.get(key, site.n_units) < site.n_units:
+                narrow_(site, _evenly(site.n_units, kept[key], site.strata))
+
+    narrowed = type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
+    return narrowed, config
+
+
+def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:
+    """Any `kept` units, the same number from each stratum; only widths matter before weights are read."""
+    per, keep = units // strata, kept // strata
+    return torch.cat([torch.arange(keep, device="cpu") + s * per for s in range(strata)])
+
+
+def skeleton(source: Source) -> PreTrainedModel:
+    """The model's shapes without its weights: built on the meta device, in no time and no memory.
+
+    Raises:
+        CheckpointError: the config cannot be read.
+        UnsupportedModelError: transformers does not know the model type.
+    """
+    plan = source.plan()
+    try:
+        if source.gguf is not None:
+            config = AutoConfig.from_pretrained(str(source.folder), gguf_file=source.gguf)
+            cls: Any = transformers.AutoModelForCausalLM.from_config
+        elif plan is not None and plan.get("loader") == "prunelm":
+            cls, config = _narrowed_class(source, plan)
+        else:
+            cls = _class_named(source)
+            config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
+        with torch.device("meta"):
+            return cls(config)  # type: ignore[no-any-return]
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        if isinstance(error, PruneLMError):
+            raise
+        raise CheckpointError(
+            f"{source.name}: its config builds no model: {str(error).splitlines()[0][:300]}"
+        ) from error
+
+
+def stored_dtype(source: Source) -> torch.dtype:
+    """The dtype that the weights are stored in; float16 for a GGUF file, whose blocks hold float16 scales."""
+    if source.gguf is not None:
+        return torch.float16
+    raw = source.config()
+    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def bytes_on_disk(source: Source) -> int:
+    """Size of the weight files."""
+    if source.gguf is not None:
+        return (source.folder / source.gguf).stat().st_size
+    return sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that comes with the model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source.folder), trust_remote_code=source.trust_remote_code, **options
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(f"{source.name}: no tokenizer can be loaded from it: {why}") from error
+    return tokenizer
+
+
+def load(path: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a checkpoint that PruneLM wrote, whatever its widths, with no remote code.
+
+    Also opens every other model that `prune` accepts.
+
+    Raises:
+        CheckpointError: not a model, or damaged.
+    """
+    return load_model(find_model(path), dtype=dtype)

@@ -1,0 +1,114 @@
+"""Running moments of activations: the only thing that calibration leaves behind.
+
+With a token's activation a (one row): tokens = n, total = sum a, gram = sum a a^T (or only its diagonal).
+Chunks are multiplied in float32 and summed in float64, so order and chunking change nothing that matters.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import CalibrationError
+
+
+class Moments:
+    """First and second moments of one layer's input over tokens; accumulates with `update` and `merge`."""
+
+    def __init__(self, channels: int, *, full: bool = True, device: torch.device | str = "cpu") -> None:
+        self.full = full
+        self.tokens = 0
+        self.total = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.gram = torch.zeros((channels, channels) if full else channels, dtype=torch.float64, device=device)
+
+    def update(self, a: Float[Tensor, "token channel"]) -> None:
+        """Add the rows of `a`; padding must have been dropped before."""
+        a = a.float()
+        self.tokens += a.shape[0]
+        self.total += a.sum(0, dtype=torch.float64)
+        self.gram += a.T @ a if self.full else a.square().sum(0, dtype=torch.float64)
+
+    def merge(self, other: "Moments") -> None:
+        """Add what another accumulator has seen."""
+        self.tokens += other.tokens
+        self.total += other.total
+        self.gram += other.gram
+
+    @property
+    def mean(self) -> Float[Tensor, " channel"]:
+        """E[a]."""
+        return self.total / self.tokens
+
+    @property
+    def energy(self) -> Float[Tensor, " channel"]:
+        """E[a_c^2] of every channel."""
+        return (self.gram.diagonal() if self.full else self.gram) / self.tokens
+
+    @property
+    def second_moment(self) -> Float[Tensor, "channel channel"]:
+        """E[a a^T]; needs the full Gram matrix."""
+        return self._whole() / self.tokens
+
+    @property
+    def covariance(self) -> Float[Tensor, "channel channel"]:
+        """E[a a^T] - E[a] E[a]^T; needs the full Gram matrix."""
+        return self.second_moment - torch.outer(self.mean, self.mean)
+
+    def _whole(self) -> Float[Tensor, "channel channel"]:
+        if not self.full:
+            raise ValueError("these moments hold only the diagonal of the Gram matrix")
+        return self.gram
+
+    def check(self, where: str) -> None:
+        """Raise unless something was seen and all of it is finite.
+
+        Raises:
+            CalibrationError: names the site.
+        """
+        if self.tokens == 0:
+            raise CalibrationError(f"{where}: no token reached it. Give more calibration text.")
+        if not bool(torch.isfinite(self.gram).all()):
+            bad = int((~torch.isfinite(self.gram)).any(-1).sum() if self.full else (~torch.isfinite(self.gram)).sum())
+            raise CalibrationError(
+                f"{where}: {bad} of {len(self.total)} channels have non-finite statistics after {self.tokens} tokens. "
+                "The weights or the arithmetic overflow: try --dtype float32 or another checkpoint."
+            )
+
+
+class CrossMoments:
+    """Moments of an input x together with a target y: all that a least-squares refit of y on x needs."""
+
+    def __init__(self, targets: int, channels: int, *, device: torch.device | str = "cpu") -> None:
+        self.x = Moments(channels, device=device)
+        self.y_total = torch.zeros(targets, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(targets, channels, dtype=torch.float64, device=device)
+        self.y_square = torch.zeros(targets, dtype=torch.float64, device=device)
+
+    def update(self, y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -> None:
+        """Add the rows of y and x, which belong to the same tokens."""
+        x, y = x.float(), y.float()
+        self.x.update(x)
+        self.y_total += y.sum(0, dtype=torch.float64)
+        self.cross += y.T @ x
+        self.y_square += y.square().sum(0, dtype=torch.float64)
+
+    def mapped(self, weight: Float[Tensor, "out target"], bias: Float[Tensor, " out"] | None) -> "CrossMoments":
+        """The same moments for the target W y + b; target squares are not kept, so no residual can be asked of it."""
+        w = weight.double()
+        twin = object.__new__(CrossMoments)
+        twin.x = self.x
+        twin.cross = w @ self.cross
+        twin.y_total = w @ self.y_total
+        twin.y_square = torch.full_like(twin.y_total, torch.nan)
+        if bias is not None:
+            twin.cross += torch.outer(bias.double(), self.x.total)
+            twin.y_total += self.x.tokens * bias.double()
+        return twin
+
+    def residual(self, weight: Float[Tensor, "out channel"], bias: Float[Tensor, " out"] | None) -> float:
+        """E||y - W x - b||^2 / E||y||^2, in closed form; 0 is a perfect fit."""
+        w = weight.double()
+        b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else bias.double()
+        n = self.x.tokens
+        fit = (w @ self.x.gram * w).sum() + 2 * (b * (w @ self.x.total)).sum() + n * b.square().sum()
+        both = (w * self.cross).sum() + (b * self.y_total).sum()
+        return float((self.y_square.sum() - 2 * both + fit) / self.y_square.sum().clamp_min(1e-300))

@@ -1,0 +1,117 @@
+"""Budgets as contracts, and plans: which units stay."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import BudgetError
+from .sites import Site
+
+Counts = dict[str, int]
+"""How many units stay, by site key."""
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise unless 0 < sparsity < 1.
+
+    Raises:
+        BudgetError: says what a sparsity is.
+    """
+    if not isinstance(sparsity, int | float) or not math.isfinite(sparsity) or not 0 <= sparsity < 1:
+        raise BudgetError(
+            f"sparsity must be in [0, 1), got {sparsity}. 0.2 removes a fifth of the prunable parameters."
+        )
+    if sparsity == 0:
+        raise BudgetError("sparsity 0 removes nothing. Give a share of the parameters, as in --sparsity 0.2.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How many parameters must go, and what a width may be.
+
+    Attributes:
+        target: parameters to remove; a plan removes in (target - one step, target].
+        multiple_of: kept FFN channels are a multiple of this.
+        min_units: units that every site keeps at least, per KV head where units are query heads.
+        attention_share: sparsity of attention relative to the overall one; FFN pays the rest.
+        legal: whether plain loaders accept this many kept units of a site in every block.
+    """
+
+    target: int
+    total: int
+    multiple_of: int = 1
+    min_units: int = 1
+    attention_share: float = 1.0
+    legal: Callable[[Site, int], bool] = field(default=lambda _site, _kept: True)
+
+    @property
+    def sparsity(self) -> float:
+        """The target as a share of the prunable parameters in reach."""
+        return self.target / self.total
+
+    def options(self, site: Site) -> list[int]:
+        """Numbers of units that may be removed from a site, ascending, 0 included."""
+        floor = self.min_units * site.strata
+        step = self.multiple_of if site.spec.probabilities is None else site.strata
+        kept = [k for k in range(site.n_units, floor - 1, -1) if k % step == 0 and k < site.n_units]
+        return [0, *(site.n_units - k for k in kept if self.legal(site, k))]
+
+    def step(self, site: Site) -> int:
+        """Parameters between two neighbouring options of a site."""
+        options = self.options(site)
+        return max((b - a for a, b in pairwise(options)), default=0) * site.cost
+
+
+def prunable(sites: Sequence[Site]) -> int:
+    """Parameters that belong to some unit of the sites."""
+    return sum(site.cost * site.n_units for site in sites)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units stay, per site: sorted indices into the site's units."""
+
+    kept: Mapping[str, Int[Tensor, " kept"]]
+
+    def removed(self, sites: Sequence[Site]) -> int:
+        """Parameters that the plan removes."""
+        return sum((s.n_units - len(self.kept[s.key])) * s.cost for s in sites if s.key in self.kept)
+
+    def check(self, sites: Sequence[Site], budget: Budget, slack: int) -> None:
+        """Raise unless the plan is well formed and removes in (target - slack, target].
+
+        Raises:
+            BudgetError: with both numbers.
+        """
+        for site in sites:
+            kept = self.kept.get(site.key)
+            if kept is None:
+                continue
+            if len(kept) == 0 or not torch.equal(kept, kept.unique()) or int(kept[-1]) >= site.n_units:
+                raise BudgetError(f"{site.key}: kept units must be sorted, unique, and below {site.n_units}")
+        removed = self.removed(sites)
+        if not budget.target - slack < removed <= budget.target:
+            raise BudgetError(
+                f"the plan removes {removed:,} parameters, the budget says {budget.target:,} less at most one step "
+                f"of {slack:,}"
+            )
+
+
+def top_units(scores: Float[Tensor, " unit"], keep: int, strata: int = 1) -> Int[Tensor, " kept"]:
+    """The highest-scoring units, the same number from every stratum, sorted; of equal scores the lower index goes."""
+    per = len(scores) // strata
+    picks = []
+    for s in range(strata):
+        order = torch.argsort(scores[s * per : (s + 1) * per], stable=True)
+        picks.append(order[per - keep // strata :] + s * per)
+    return torch.cat(picks).sort().values
+
+
+def largest_option(options: Sequence[int], at_most: float) -> int:
+    """The largest option that is not above `at_most`."""
+    return max(option for option in options if option <= at_most + 1e-9)

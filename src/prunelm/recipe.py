@@ -1,0 +1,269 @@
+"""Recipes: every choice that changes the numbers, as data. TOML in, JSON in `pruning.json`."""
+
+import dataclasses
+import inspect
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .allocators import ALLOCATORS
+from .criteria import CRITERIA
+from .errors import RecipeError
+from .plan import check_sparsity
+from .reconstructions import RECONSTRUCTIONS
+from .registry import did_you_mean
+
+RECIPES = resources.files("prunelm") / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """A criterion and its options, for one kind of site."""
+
+    criterion: str = "second-moment"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides a pruned model besides the model and the text.
+
+    Attributes:
+        name: what it is called in reports.
+        sparsity: share of parameters to remove, of what `of` says.
+        of: `blocks` (parameters of prunable units) or `model` (all parameters, embeddings included).
+        allocator: how the budget is divided over the sites.
+        per_block: whether widths may differ between blocks (opens with `prunelm.load`, not with plain loaders).
+        sites: which kinds of site may lose units.
+        unit: what a unit of attention is: a KV `group`, or the same number of `query` heads from every group.
+        attention_share: sparsity of attention relative to the overall one; 0 leaves attention alone.
+        blocks: half-open range of blocks that may lose units, as in `4:-2`; `:` is all.
+        blocks_from: the range applies to models with at least this many blocks; smaller ones use all.
+        multiple_of: kept FFN channels are a multiple of this; 0 chooses 16 below 1B parameters, 128 above.
+        min_units: units that every site keeps at least.
+        attention, ffn: criterion and options for each kind of site.
+        order: `sequential` (each site sees the already pruned prefix) or `one-shot` (statistics of the dense model).
+        reconstruction: what is done to a module's dense weights before it is scored.
+        ridge: pull towards the present weights, relative to the mean diagonal of the second moment.
+        samples, length: calibration sequences and tokens in each.
+        calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
+        refit_text: `same` as the criterion reads, or `random-tokens` (uniform random token ids).
+        similarity_sequences, similarity_rows, similarity_skip: calibration sequences, query rows of each, and first
+            rows left out, for the head similarity; `similarity_rows = 0` takes all.
+        exclude_sink: leave the first key out of the head similarity.
+        seed: for everything random.
+    """
+
+    name: str = "custom"
+    sparsity: float = 0.2
+    of: str = "blocks"
+    allocator: str = "uniform"
+    per_block: bool = False
+    sites: tuple[str, ...] = ("attention", "ffn")
+    unit: str = "group"
+    attention_share: float = 1.0
+    blocks: str = ":"
+    blocks_from: int = 0
+    multiple_of: int = 0
+    min_units: int = 1
+    attention: Scoring = Scoring()
+    ffn: Scoring = Scoring()
+    order: str = "sequential"
+    reconstruction: str = "none"
+    ridge: float = 0.01
+    samples: int = 64
+    length: int = 512
+    calibration: str = "text"
+    refit_text: str = "same"
+    similarity_sequences: int = 16
+    similarity_rows: int = 64
+    similarity_skip: int = 8
+    exclude_sink: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        check_sparsity(self.sparsity)
+        _one_of(self, "of", ("blocks", "model"))
+        _one_of(self, "unit", ("group", "query"))
+        _one_of(self, "order", ("sequential", "one-shot"))
+        _one_of(self, "calibration", ("text", "self-generated"))
+        _one_of(self, "refit_text", ("same", "random-tokens"))
+        for name, least in (
+            ("samples", 1),
+            ("length", 8),
+            ("min_units", 1),
+            ("multiple_of", 0),
+            ("similarity_sequences", 1),
+        ):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("ridge", "attention_share"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RecipeError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
+        if not self.sites or set(self.sites) - {"attention", "ffn"}:
+            raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(self.sites) or 'none'}")
+        if self.order == "one-shot" and self.reconstruction != "none":
+            raise RecipeError("order 'one-shot' sees no drift: use reconstruction 'none', or order 'sequential'")
+        ALLOCATORS[self.allocator]
+        RECONSTRUCTIONS[self.reconstruction]
+        for scoring in (self.attention, self.ffn):
+            _check_options(scoring)
+        self.block_range(1)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether any part of the recipe looks at activations."""
+        scorings = [self.scoring(name) for name in self.sites]
+        return self.reconstruction != "none" or any(CRITERIA[s.criterion].needs(**s.options) for s in scorings)
+
+    def block_range(self, n_blocks: int) -> range:
+        """The blocks that may lose units, of a model with `n_blocks`."""
+        start, colon, stop = self.blocks.partition(":")
+        try:
+            chosen = slice(int(start) if start.strip() else None, int(stop) if stop.strip() else None)
+        except ValueError:
+            colon = ""
+        if not colon:
+            raise RecipeError(f"blocks must be a range like '4:-2' or ':', got {self.blocks!r}")
+        return range(n_blocks)[chosen] if n_blocks >= self.blocks_from else range(n_blocks)
+
+    def scoring(self, site_name: str) -> Scoring:
+        """The criterion and options for a kind of site."""
+        return self.attention if site_name == "attention" else self.ffn
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-able data; `from_dict` reads it back."""
+        data = dataclasses.asdict(self)
+        for kind in ("attention", "ffn"):
+            data[kind] = {"criterion": data[kind]["criterion"], **data[kind]["options"]}
+        return {**data, "sites": list(self.sites)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """The recipe that the data says.
+
+        Raises:
+            RecipeError: unknown key (with the nearest known one), or a value of the wrong type.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = dict(data)
+        for key in values:
+            if key not in known:
+                raise RecipeError(
+                    f"{where}: unknown key {key!r}. {did_you_mean(key, known)}Known: {', '.join(sorted(known))}."
+                )
+        for kind in ("attention", "ffn"):
+            if kind in values:
+                values[kind] = _scoring(values[kind], f"{where}: [{kind}]")
+        if isinstance(values.get("sites"), list):
+            values["sites"] = tuple(values["sites"])
+        return cls(**values)
+
+    @classmethod
+    def load(cls, name: str | Path, **overrides: Any) -> "Recipe":
+        """A recipe by name, or from a TOML file, with some values replaced.
+
+        `criterion=...` replaces the criterion of both kinds of site and clears their options.
+
+        Raises:
+            RecipeError: no such recipe (did you mean), no TOML, or a bad value in it.
+        """
+        criterion = overrides.pop("criterion", None)
+        data = {**_read(name), **{key: value for key, value in overrides.items() if value is not None}}
+        if criterion is not None:
+            data |= {"attention": {"criterion": criterion}, "ffn": {"criterion": criterion}}
+        return cls.from_dict(data, where=f"recipe {str(name)!r}")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with PruneLM."""
+    return sorted(entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_summaries() -> list[tuple[str, str, str]]:
+    """(name, first line of its comment, origin) of every recipe."""
+    lines = [(name, (RECIPES / f"{name}.toml").read_text(encoding="utf-8").split("\n")[0]) for name in recipe_names()]
+    return [(name, line.removeprefix("#").strip(), "prunelm") for name, line in lines]
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise RecipeError(f"no recipe file {str(path)!r}")
+        text, stem = path.read_bytes().decode("utf-8", errors="replace"), path.stem
+    else:
+        if str(name) not in recipe_names():
+            raise RecipeError(
+                f"unknown recipe {str(name)!r}. {did_you_mean(str(name), recipe_names())}"
+                f"Known: {', '.join(recipe_names())}; or give a .toml file."
+            )
+        text, stem = (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), str(name)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path.name}: not valid TOML: {error}") from error
+    return {"name": stem, **data}
+
+
+def _scoring(value: Any, where: str) -> Scoring:
+    if isinstance(value, Scoring):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("criterion"), str):
+        raise RecipeError(f"{where} must be a table with a criterion, got {json.dumps(value, default=str)}")
+    return Scoring(criterion=value["criterion"], options={k: v for k, v in value.items() if k != "criterion"})
+
+
+def _check_options(scoring: Scoring) -> None:
+    criterion = CRITERIA[scoring.criterion]
+    parameters = inspect.signature(criterion.score).parameters
+    known = {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name, value in scoring.options.items():
+        if name not in known:
+            options = f"Known: {', '.join(known)}." if known else "It has no options."
+            raise RecipeError(
+                f"criterion {scoring.criterion!r} has no option {name!r}. {did_you_mean(name, known)}{options}"
+            )
+        _check_value(f"criterion {scoring.criterion!r}: {name}", value, known[name].annotation)
+    criterion.needs(**scoring.options)
+
+
+def _check_types(recipe: Recipe) -> None:
+    hints = typing.get_type_hints(Recipe)
+    for f in dataclasses.fields(recipe):
+        _check_value(f.name, getattr(recipe, f.name), hints[f.name])
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        good = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        word = "a list of strings"
+    elif isinstance(hint, types.UnionType) or not isinstance(hint, type):
+        return
+    elif hint is float:
+        good, word = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif hint is int:
+        good, word = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    else:
+        good, word = (
+            isinstance(value, hint),
+            {str: "a string", bool: "true or false"}.get(hint, hint.__name__),
+        )
+    if not good:
+        raise RecipeError(f"{name} must be {word}, got {value!r}")
+
+
+def _one_of(recipe: Recipe, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(recipe, name)
+    if value not in allowed:
+        raise RecipeError(
+            f"{name} must be one of {', '.join(allowed)}, got {value!r}. {did_you_mean(value, allowed)}".strip()
+        )

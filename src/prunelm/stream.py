@@ -1,0 +1,188 @@
+"""Hidden states carried block by block, so that statistics cost no more than the blocks they need.
+
+The model runs once with its blocks stepped over: every block's own arguments (masks, rotary tables, whatever the
+family passes) are recorded as they are, and the hidden states that enter the first block are kept. From then on the
+blocks are run one at a time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .sites import find_blocks
+
+Batch = Mapping[str, Tensor]
+
+
+class _Stop(Exception):
+    """Leaves a forward pass once everything wanted has been seen."""
+
+
+class BlockStream:
+    """Hidden states of some batches between two blocks of a model.
+
+    Running every block in order gives bit for bit what the whole model computes.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self.model = model
+        self.batches = batches
+        _, self.blocks = find_blocks(model)
+        self.hidden, self.calls = _record(model, self.blocks, batches)
+        self.rows = [_token_rows(batch) for batch in batches]
+
+    def fork(self) -> "BlockStream":
+        """A second stream at the same place, for the same batches; only the hidden states can differ later."""
+        twin = object.__new__(BlockStream)
+        twin.__dict__.update(self.__dict__)
+        twin.hidden = list(self.hidden)
+        return twin
+
+    @torch.no_grad()
+    def run(self, i: int, b: int, block: nn.Module | None = None) -> Tensor:
+        """What block `i` (or a copy of it) makes of batch `b`."""
+        args, kwargs = self.calls[i][b]
+        result = (block or self.blocks[i])(self.hidden[b], *args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    def advance(self, i: int) -> None:
+        """Carry every batch through block `i`."""
+        for b in range(len(self.batches)):
+            self.hidden[b] = self.run(i, b)
+
+    @torch.no_grad()
+    def capture(
+        self, i: int, b: int, paths: Sequence[str], *, block: nn.Module | None = None, advance: bool = False
+    ) -> list[Float[Tensor, "token _"]]:
+        """The inputs of the layers at `paths` in block `i` for batch `b`, one row per real token.
+
+        With `advance` the batch is carried through the block; otherwise the block stops as soon as all are seen.
+        """
+        block = block or self.blocks[i]
+        found: dict[str, Tensor] = {}
+
+        def hook(path: str) -> Callable[..., None]:
+            def see(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                found[path] = args[0]
+                if not advance and len(found) == len(set(paths)):
+                    raise _Stop
+
+            return see
+
+        handles = [block.get_submodule(path).register_forward_pre_hook(hook(path)) for path in dict.fromkeys(paths)]
+        try:
+            result = self.run(i, b, block)
+        except _Stop:
+            pass
+        else:
+            if advance:
+                self.hidden[b] = result
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [self.tokens(found[path], b) for path in paths]
+
+    def tokens(self, a: Float[Tensor, "*batch channel"], b: int) -> Float[Tensor, "token channel"]:
+        """The rows of batch `b` that are tokens, not padding."""
+        flat = a.reshape(-1, a.shape[-1])
+        rows = self.rows[b]
+        return flat if rows is None else flat[rows]
+
+    @torch.no_grad()
+    def attention_probabilities(self, i: int, b: int, path: str, first: int) -> Float[Tensor, "sample head query key"]:
+        """Attention probabilities of block `i` for the `first` sequences of batch `b`.
+
+        They come from the eager implementation, because the others return none.
+        """
+        seen: list[Tensor] = []
+
+        def see(_module: nn.Module, _args: Any, output: tuple[Tensor, Tensor]) -> None:
+            seen.append(output[1])
+            raise _Stop
+
+        with attention_implementation(self.model, "eager"):
+            head = {name: value[:first] for name, value in self.batches[b].items()}
+            _, calls = _record(self.model, self.blocks, [head])
+            args, kwargs = calls[i][0]
+            handle = self.blocks[i].get_submodule(path).register_forward_hook(see)
+            try:
+                self.blocks[i](self.hidden[b][:first], *args, **kwargs)
+            except _Stop:
+                pass
+            finally:
+                handle.remove()
+        return seen[0]
+
+
+@contextlib.contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """While open, every block computes attention with this implementation."""
+    configs = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+def _token_rows(batch: Batch) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return None
+    return mask.reshape(-1).bool()
+
+
+@torch.no_grad()
+def _record(
+    model: PreTrainedModel, blocks: nn.ModuleList, batches: Sequence[Batch]
+) -> tuple[list[Tensor], list[list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
+    """Hidden states entering the first block, and every block's other arguments, without running any block."""
+    hidden: list[Tensor] = []
+    calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in blocks]
+    pool: list[Tensor] = []
+
+    def recorder(i: int) -> Callable[..., Tensor]:
+        def record(*args: Any, **kwargs: Any) -> Tensor:
+            entering = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
+            rest = tuple(_shared(a, pool) for a in args[1:])
+            calls[i].append((rest, {name: _shared(value, pool) for name, value in kwargs.items()}))
+            if i == 0:
+                hidden.append(entering)
+            if i == len(blocks) - 1:
+                raise _Stop
+            return entering  # type: ignore[no-any-return]
+
+        return record
+
+    for i, block in enumerate(blocks):
+        block.forward = recorder(i)
+    try:
+        for batch in batches:
+            with contextlib.suppress(_Stop):
+                model.base_model(**batch, use_cache=False)
+    finally:
+        for block in blocks:
+            del block.forward
+    return hidden, calls
+
+
+def _shared(value: Any, pool: list[Tensor]) -> Any:
+    """The value itself, or an equal tensor that was met before: batches of one shape share masks and tables."""
+    if isinstance(value, tuple):
+        return tuple(_shared(v, pool) for v in value)
+    if not isinstance(value, Tensor):
+        return value
+    for known in pool:
+        if known is value or (known.shape == value.shape and known.dtype == value.dtype and torch.equal(known, value)):
+            return known
+    if len(pool) < 16:
+        pool.append(value)
+    return value

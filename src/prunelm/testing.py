@@ -1,0 +1,154 @@
+"""Public conformance checks and tiny models: what every architecture and plug-in must pass.
+
+Our own suite runs these over the registries, so a new plug-in is tested without writing a test. They raise
+`AssertionError` with numbers; they need no network and no test framework.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .sites import Site, bias_of, find_sites, narrow_, weight_of
+
+TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 3}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"num_key_value_heads": 3, "sliding_window": 8}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"num_key_value_heads": 3}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"num_key_value_heads": 3}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {"num_key_value_heads": 3, "sliding_window": 8}),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"num_key_value_heads": 3, "sliding_window": 8}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {"num_key_value_heads": 3, "pad_token_id": 0}),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
+    "opt": ("OPTConfig", "OPTForCausalLM", {"ffn_dim": 40, "word_embed_proj_dim": 48}),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {}),
+    "bert": ("BertConfig", "BertModel", {}),
+}
+"""Tiny models by name: config class, model class, and what differs from `_COMMON`."""
+
+_COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_NO_HEAD_DIM = {"gpt2", "opt", "gpt_neox", "bert"}
+
+
+def tiny_model(name: str, *, seed: int = 0, model_class: str | None = None, **overrides: Any) -> PreTrainedModel:
+    """A randomly initialised model of a family, in float32 and eval mode, every parameter perturbed.
+
+    Fresh models have zero biases and unit norms, which hides faults in handling them: hence the perturbation.
+    """
+    config_class, default_class, extra = TINY[name]
+    options = {**_COMMON, **extra, **overrides}
+    if name in _NO_HEAD_DIM:
+        del options["head_dim"]
+    torch.manual_seed(seed)
+    config = getattr(transformers, config_class)(**options)
+    model = getattr(transformers, model_class or default_class)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model  # type: ignore[no-any-return]
+
+
+def tiny_inputs(model: PreTrainedModel, *, seed: int = 0, padded: bool = False) -> dict[str, Tensor]:
+    """Two sequences of 12 random tokens; with `padded`, the second has four padding positions at its end."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, model.config.vocab_size, (2, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, -4:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits, or the last hidden state of a model without a head."""
+    result = model(**inputs)
+    return result.logits if "logits" in result else result.last_hidden_state  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def silenced(sites: Sequence[Site], kept: Mapping[str, Tensor]) -> Iterator[None]:
+    """While open, every unit that is not kept contributes nothing: its consumer columns read zeros."""
+    handles = []
+    for site in sites:
+        if site.key not in kept:
+            continue
+        mask = torch.zeros(weight_of(site.consumer.layer).shape[1])
+        mask[site.consumer.keep(kept[site.key])] = 1.0
+
+        def silence(_module: torch.nn.Module, args: tuple[Tensor, ...], mask: Tensor = mask) -> tuple[Tensor, ...]:
+            return (args[0] * mask.to(args[0]), *args[1:])
+
+        handles.append(site.consumer.layer.register_forward_pre_hook(silence))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def some_units(site: Site, seed: int = 0) -> Tensor:
+    """A random choice of units to keep, at least one and not all, the same number in every stratum."""
+    generator = torch.Generator().manual_seed(seed + 31 * site.block)
+    per = site.n_units // site.strata
+    keep = max(1, per * 2 // 3) if per > 1 else 1
+    picks = [torch.randperm(per, generator=generator)[:keep] + s * per for s in range(site.strata)]
+    return torch.cat(picks).sort().values
+
+
+def check_architecture(
+    build: Callable[[], PreTrainedModel], *, unit: str = "group", inputs: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise unless removing units equals silencing them, after every site, and the layout partitions each axis.
+
+    Args:
+        build: makes the same model each time it is called.
+        unit: what a unit of attention is; see `find_sites`.
+        inputs: what to feed; two random sequences by default.
+    """
+    reference, model = build(), build()
+    fed = inputs or tiny_inputs(reference)
+    reference_sites = find_sites(reference, unit)
+    for site in reference_sites:
+        _check_partition(site)
+    kept: dict[str, Tensor] = {}
+    dense = outputs(reference, fed)
+    for key in [site.key for site in reference_sites]:
+        site = next(s for s in find_sites(model, unit) if s.key == key)
+        kept[key] = some_units(site)
+        before = sum(p.numel() for p in model.parameters())
+        narrow_(site, kept[key])
+        removed = before - sum(p.numel() for p in model.parameters())
+        expected = (site.n_units - len(kept[key])) * site.cost
+        assert removed == expected, f"{key}: {removed} parameters went, its cost says {expected}"
+        with silenced(reference_sites, kept):
+            silent = outputs(reference, fed)
+        gap = (outputs(model, fed) - silent).abs().max().item()
+        assert gap < 1e-4, f"{key}: removing differs from silencing by {gap:.2e}"
+        assert (silent - dense).abs().max().item() > 1e-3, f"{key}: silencing changed nothing, the check is empty"
+    again = {site.key: site.n_units for site in find_sites(model, unit)}
+    assert again == {key: len(units) for key, units in kept.items()}, f"sizes found after narrowing: {again}"
+
+
+def _check_partition(site: Site) -> None:
+    for slot in (*site.producers, site.consumer):
+        everything = torch.cat([slot.index.flatten(), slot.fixed]).sort().values
+        length = weight_of(slot.layer).shape[0 if slot.axis == "out" else 1]
+        assert torch.equal(everything, torch.arange(length)), f"{slot.path}: its units do not partition the axis"
+        bias = bias_of(slot.layer)
+        assert slot.axis == "in" or bias is None or len(bias) == length, f"{slot.path}: bias does not fit"

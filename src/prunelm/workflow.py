@@ -1,0 +1,272 @@
+"""What the commands do, as functions: inspect, prune, evaluate, compare."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoint import check_target, save
+from .data import Batches, read_documents, sample_batches
+from .errors import BudgetError, DataError
+from .evaluation import Evaluation, task_of
+from .evaluation import evaluate as evaluate_model
+from .generate import random_tokens, self_generated
+from .job import Job, plan_counts
+from .loading import bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
+from .plan import prunable
+from .pruning import Report, prune_
+from .recipe import Recipe
+from .sites import Site, find_sites, weight_of
+from .speed import prefill_speed
+
+Progress = Callable[[str, int, int], None]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DEFAULT_RECIPE = "goa-budget"
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that tells nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A model's sites and what usual budgets would mean; no weight was read."""
+
+    name: str
+    model_type: str
+    parameters: int
+    prunable: int
+    blocks: int
+    sites: list[Site]
+    budgets: list[dict[str, Any]]
+
+
+def inspect(model: str | Path, *, unit: str = "group", **access: bool) -> Inspection:
+    """The sites of a model, the cost of their units, and what 10, 20 and 30 % would leave, from its config alone.
+
+    Raises:
+        CheckpointError: no such model, or damaged.
+        UnsupportedModelError: unknown family.
+    """
+    source = find_model(model, **access)
+    shapes = skeleton(source)
+    sites = find_sites(shapes, unit)
+    budgets = []
+    for sparsity in (0.1, 0.2, 0.3):
+        try:
+            job = plan_counts(shapes, Recipe.load(DEFAULT_RECIPE, sparsity=sparsity, unit=unit))
+        except BudgetError as error:
+            budgets.append({"sparsity": sparsity, "error": str(error)})
+        else:
+            budgets.append({"sparsity": sparsity, **planned(shapes, job)})
+    return Inspection(
+        name=source.name,
+        model_type=shapes.config.model_type,
+        parameters=sum(p.numel() for p in shapes.parameters()),
+        prunable=prunable(sites),
+        blocks=len({site.block for site in sites}),
+        sites=sites,
+        budgets=budgets,
+    )
+
+
+def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
+    """What a job will remove: parameters, and the widths that stay."""
+    removed = sum((site.n_units - job.counts[site.key]) * site.cost for site in job.sites)
+    widths: dict[str, list[int]] = {}
+    for site in job.sites:
+        widths.setdefault(site.name, []).append(job.counts[site.key])
+    before = sum(p.numel() for p in model.parameters())
+    return {
+        "removed": removed,
+        "parameters": before - removed,
+        "share_of_blocks": removed / job.prunable,
+        "share_of_model": removed / before,
+        "kept": {name: sorted(set(counts)) for name, counts in widths.items()},
+        "notes": job.notes,
+    }
+
+
+def dry_run(model: str | Path, recipe: Recipe, **access: bool) -> dict[str, Any]:
+    """What `prune` would remove under a recipe, from the model's config alone."""
+    shapes = skeleton(find_model(model, **access))
+    return planned(shapes, plan_counts(shapes, recipe))
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    text: str | Path | None = None,
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> Report:
+    """Prune a model into a folder that opens elsewhere, proven in a fresh process before this returns.
+
+    Args:
+        model: a Hugging Face folder, a hub name, or a .gguf file.
+        out: folder to write.
+        recipe: a name, a TOML file, or a `Recipe`.
+        text: calibration text; see `read_documents`. Not needed where the recipe reads none or generates its own.
+        dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
+        force: replace `out` if it exists.
+        progress: called with (stage, done, total).
+        trust_remote_code: run modelling code that comes with the checkpoint.
+        allow_pickle: accept pickle weights.
+        overrides: recipe fields to replace, as in `sparsity=0.3`.
+
+    Raises:
+        PruneLMError: one line that says what to do; nothing was written.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    if text is not None and chosen.calibration == "self-generated":
+        raise DataError("--text and self-generated calibration exclude each other: this recipe writes its own text")
+    if text is None and chosen.reads_text and chosen.calibration == "text":
+        raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE, or --self-generated")
+    check_target(out, force=force)
+    source = find_model(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    plan_counts(skeleton(source), chosen)
+    documents = read_documents(text) if text is not None and chosen.reads_text else None
+    progress("loading", 0, 1)
+    tokenizer = load_tokenizer(source) if chosen.reads_text or source.gguf else None
+    dense = load_model(source)
+    progress("loading", 1, 1)
+    calibration, refit = calibrate(dense, tokenizer, chosen, documents, name=Path(text).name if text else None)
+    report = prune_(dense, calibration, chosen, refit=refit, progress=progress)
+    progress("saving", 0, 1)
+    save(
+        dense,
+        report,
+        out,
+        source=source,
+        tokenizer=tokenizer,
+        dtype=DTYPES[dtype] if dtype else stored_dtype(source),
+        force=force,
+    )
+    progress("saving", 1, 1)
+    return report
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recipe: Recipe,
+    documents: Sequence[str] | None,
+    *,
+    name: str | None = None,
+) -> tuple[Batches, Batches | None]:
+    """The batches that criteria read, and those that the reconstruction reads where they are others.
+
+    Raises:
+        DataError: too little text for one window, or for as many tokens as the refit solves for channels.
+    """
+    if tokenizer is None or not recipe.reads_text:
+        return Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none needed"}), None
+    sizes = {"samples": recipe.samples, "length": recipe.length, "seed": recipe.seed}
+    if documents is None:
+        found = self_generated(model, tokenizer, **sizes)
+    else:
+        causal = task_of(model) == "causal"
+        found = sample_batches(documents, tokenizer, model.config, causal=causal, **sizes)
+        found.facts["source"] = name or "text"
+    refit = random_tokens(model, tokenizer, **sizes) if recipe.refit_text == "random-tokens" else None
+    if recipe.reconstruction != "none":
+        _check_rank(model, refit or found, recipe)
+    return found, refit
+
+
+def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
+    widest = max(weight_of(site.consumer.layer).shape[1] for site in find_sites(model, recipe.unit))
+    if found.tokens < widest:
+        raise DataError(
+            f"{found.tokens:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
+            f"{widest:,} tokens are needed, {4 * widest:,} are better. Give more text, more --samples or --length, "
+            "or --reconstruction none."
+        )
+
+
+def evaluate(
+    model: str | Path,
+    text: str | Path,
+    *,
+    against: str | Path | None = None,
+    length: int = 1024,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    **access: bool,
+) -> Evaluation:
+    """The quality of a model on a text, alone or against its dense parent; see `prunelm.evaluation.evaluate`."""
+    read_documents(text)
+    source = find_model(model, **access)
+    other = find_model(against, **access) if against is not None else None
+    tokenizer = load_tokenizer(source)
+    loaded = load_model(source)
+    return evaluate_model(
+        loaded,
+        tokenizer,
+        text,
+        against=load_model(other) if other is not None else None,
+        length=length,
+        max_tokens=max_tokens,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def compare(
+    models: Sequence[str | Path],
+    text: str | Path | None = None,
+    *,
+    length: int = 1024,
+    max_tokens: int | None = None,
+    speed: bool = True,
+    progress: Progress = silent,
+    **access: bool,
+) -> list[dict[str, Any]]:
+    """One row per model, the first being the dense one that the others are compared with.
+
+    Parameters, bytes of the weight files, quality where a text is given, and prefill tokens per second, each pair of
+    dense and pruned model timed in turns.
+    """
+    sources = [find_model(model, **access) for model in models]
+    tokenizer = load_tokenizer(sources[0]) if text is not None else None
+    dense = load_model(sources[0])
+    rows = []
+    for source in sources:
+        model = dense if source is sources[0] else load_model(source)
+        row: dict[str, Any] = {
+            "model": source.name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "bytes": bytes_on_disk(source),
+        }
+        if tokenizer is not None and text is not None:
+            against = None if model is dense else dense
+            stage = functools.partial(_named, progress, source.name)
+            row["evaluation"] = evaluate_model(
+                model, tokenizer, text, against=against, length=length, max_tokens=max_tokens, progress=stage
+            ).to_dict()
+        if speed:
+            row["tokens_per_second"], row["speedup"] = _speeds(dense, model)
+        rows.append(row)
+    return rows
+
+
+def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:
+    progress(f"{stage} {name}", done, total)
+
+
+def _speeds(dense: PreTrainedModel, model: PreTrainedModel) -> tuple[float, float]:
+    if model is dense:
+        return prefill_speed([dense])[0], 1.0
+    before, after = prefill_speed([dense, model])
+    return after, after / before
