@@ -201,7 +201,7 @@ def _write_weights(model: PreTrainedModel, config: PreTrainedConfig | None, fold
 def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConfig | None, folder: Path) -> None:
     """Complete config.json with every key that some reader needs, in the forms old and new readers know."""
     raw = read_json(folder / "config.json")
-    raw["architectures"] = config.architectures if config is not None else [type(model).__name__]
+    raw["architectures"] = [_class_for(model, config or model.config)]
     raw.pop("_name_or_path", None)
     raw["torch_dtype"] = raw["dtype"] = str(model.dtype).removeprefix("torch.")
     raw |= legacy_rope(raw, architecture_of(model.config).legacy_rope)

@@ -161,11 +161,23 @@ class _Work:
             if self.dense is not None and original is not None and self.drifted:
                 passed = site is sites[-1]
                 moments = self._refit_(i, site, self.dense, original, advance=passed)
+            if self._untouched(site):
+                self._keep_all(site)
+                continue
             statistics = self._statistics(i, site, moments)
             self._narrow_(site, self._score(site, statistics), statistics)
             self.drifted = True
         if advance:
             self._advance(i, original, passed)
+
+    def _untouched(self, site: Site) -> bool:
+        """Whether the plan takes nothing from the site, so that it need not be scored."""
+        return self.recipe.allocator == "uniform" and self.job.counts[site.key] == site.n_units
+
+    def _keep_all(self, site: Site) -> None:
+        entry = self.report.setdefault(site.key, {})
+        entry |= {"units": site.n_units, "kept": site.n_units, "removed_energy": 0.0}
+        self.kept[site.key] = torch.arange(site.n_units)
 
     def _advance(self, i: int, original: nn.Module | None, passed: bool) -> None:
         """Carry both streams through block `i`; the dense one through its dense weights, unless it has passed."""
@@ -178,6 +190,9 @@ class _Work:
 
     def _one_shot_(self, i: int, sites: Sequence[Site], advance: bool) -> None:
         """Prune by statistics of the dense model: one pass over the block for all its sites."""
+        for site in [site for site in sites if self._untouched(site)]:
+            self._keep_all(site)
+        sites = [site for site in sites if not self._untouched(site)]
         similar = {site.key: self._similarity(i, site) for site in sites if "similarity" in self.needs[site.name]}
         seen = self._observe(i, sites, advance=advance)
         for site in sites:
