@@ -22,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make transformer language models smaller by structured pruning, without retraining.",
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
 
 Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
@@ -79,14 +79,14 @@ def inspect(
         span = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
         opens = "yes" if site.spec.stock else "with prunelm.load (--per-block)"
         table.add_row(site.name, str(len(same)), span, f"{site.cost:,}", opens)
-    out.print(table)
+    out.print(table, soft_wrap=False)
     budgets = Table("--sparsity", "parameters after", "of the blocks", "of the model", "kept per block")
     for row in found.budgets:
         if "error" in row:
             budgets.add_row(f"{row['sparsity']:g}", row["error"])
         else:
             budgets.add_row(f"{row['sparsity']:g}", *_planned(row))
-    out.print(budgets)
+    out.print(budgets, soft_wrap=False)
     _notes([note for row in found.budgets for note in row.get("notes", [])])
 
 
@@ -153,7 +153,7 @@ def prune(
             row = plan(model, chosen, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         _show_plan(row, chosen.to_dict(), as_json)
         return
-    err.print(f"recipe: {json.dumps(chosen.to_dict())}", soft_wrap=True, highlight=False)
+    err.print(f"recipe: {json.dumps(chosen.to_dict())}", highlight=False)
     with _quiet(), _progress() as progress:
         report = run(
             model,
@@ -212,7 +212,7 @@ def evaluate(
         table.add_row(name, value)
     for name in ("tokens", "sequences", "length", "tokenizer", "text"):
         table.add_row(name, f"{found.facts.get(name)}")
-    out.print(table)
+    out.print(table, soft_wrap=False)
 
 
 @app.command()
@@ -242,7 +242,7 @@ def compare(
     if as_json:
         _print_json(rows)
         return
-    out.print(comparison_table(rows))
+    out.print(comparison_table(rows), soft_wrap=False)
 
 
 @app.command("list")
@@ -267,7 +267,7 @@ def list_(
         table = Table("name", "what it is", "from")
         for row in rows():
             table.add_row(*row)
-    out.print(table)
+    out.print(table, soft_wrap=False)
 
 
 @app.command()
@@ -282,7 +282,7 @@ def demo(
 
     with _quiet(), _progress() as progress:
         result = run(out_folder, sparsity=sparsity, recipe=recipe, force=force, progress=progress)
-    out.print(comparison_table(result.rows))
+    out.print(comparison_table(result.rows), soft_wrap=False)
     out.print(f"\nPrompt: {result.prompt!r}")
     for name, continuation in result.continuations.items():
         out.print(f"\n[bold]{name}[/bold] {continuation}", highlight=False)
@@ -290,23 +290,16 @@ def demo(
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Models side by side, the first being the dense one."""
-    names = list(dict.fromkeys(name for row in rows if "evaluation" in row for name, _ in _quality(row["evaluation"])))
-    table = Table("model", "parameters", "bytes on disk", *names)
-    speed = any("tokens_per_second" in row for row in rows)
-    if speed:
-        table.add_column("prefill tokens/s")
-    for row in rows:
-        quality = dict(_quality(row["evaluation"])) if "evaluation" in row else {}
-        cells = [
-            row["model"],
-            f"{row['parameters']:,}",
-            f"{row['bytes']:,}",
-            *(quality.get(n, "") for n in names),
-        ]
-        if speed:
-            cells.append(f"{row['tokens_per_second']:,.0f} ({row['speedup']:.2f}x)")
-        table.add_row(*cells)
+    """Measures down, models across, the first being the dense one."""
+    table = Table("", *(Path(row["model"]).name for row in rows))
+    table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows))
+    table.add_row("bytes on disk", *(f"{row['bytes']:,}" for row in rows))
+    quality = [dict(_quality(row["evaluation"])) if "evaluation" in row else {} for row in rows]
+    for name in dict.fromkeys(name for measures in quality for name in measures):
+        table.add_row(name, *(measures.get(name, "") for measures in quality))
+    if any("tokens_per_second" in row for row in rows):
+        speeds = (f"{row['tokens_per_second']:,.0f} ({row['speedup']:.2f}x)" for row in rows)
+        table.add_row("prefill tokens/s", *speeds)
     return table
 
 
@@ -338,14 +331,14 @@ def _show_plan(row: dict[str, Any], recipe: dict[str, Any], as_json: bool) -> No
         return
     table = Table("parameters after", "of the blocks", "of the model", "kept per block")
     table.add_row(*_planned(row))
-    out.print(table)
+    out.print(table, soft_wrap=False)
     _notes(row["notes"])
     out.print("Nothing was written (--dry-run).")
 
 
 def _notes(notes: Sequence[str]) -> None:
     for note in dict.fromkeys(notes):
-        err.print(f"note: {note}", soft_wrap=True)
+        err.print(f"note: {note}")
 
 
 def _how_to_load(loader: str, folder: Path) -> str:
@@ -413,7 +406,7 @@ def main() -> None:
     except PruneLMError as error:
         if "--debug" in sys.argv:
             raise
-        err.print(f"error: {error}", soft_wrap=True, highlight=False, markup=False)
+        err.print(f"error: {error}", highlight=False, markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("error: interrupted; nothing was written", markup=False)

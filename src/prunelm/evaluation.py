@@ -265,7 +265,9 @@ def _accuracy(
     rows = read_labelled(text)
     length = min(length, model.config.max_position_embeddings)
     batches = padded_batches([sentence for sentence, _ in rows], tokenizer, length, ENCODER_BATCH)
-    labels = torch.tensor([label for _, label in rows]).split(ENCODER_BATCH)
+    labels = [
+        torch.tensor([label for _, label in rows[i : i + ENCODER_BATCH]]) for i in range(0, len(rows), ENCODER_BATCH)
+    ]
     right, sums = 0, _Sums()
     for i, (batch, wanted) in enumerate(zip(batches, labels, strict=True)):
         progress("evaluating", i, len(batches))

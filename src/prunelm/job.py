@@ -52,8 +52,10 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
     total = prunable(everything if recipe.unit == "group" else find_sites(model))
     whole = sum(p.numel() for p in model.parameters())
     multiple = recipe.multiple_of or (16 if whole < 1_000_000_000 else 128)
+    asked_of = total if recipe.of == "blocks" else whole
     budget = Budget(
-        target=math.floor(recipe.sparsity * (total if recipe.of == "blocks" else whole)),
+        target=math.floor(recipe.sparsity * asked_of),
+        asked_of=asked_of,
         total=prunable(chosen),
         multiple_of=multiple,
         min_units=recipe.min_units,

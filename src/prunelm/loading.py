@@ -195,7 +195,7 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
     if missing:
         raise CheckpointError(f"{source.name}: {len(missing)} weights are missing or do not fit, first {missing[0]}")
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _class_named(source: Source) -> Any:
@@ -222,7 +222,7 @@ def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
         del model.config.quantization_config
     model.is_quantized = False
     model.hf_quantizer = None
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -271,7 +271,7 @@ def skeleton(source: Source) -> PreTrainedModel:
             cls = _class_named(source)
             config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
         with torch.device("meta"):
-            return cls(config)  # type: ignore[no-any-return]
+            return cls(config)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         if isinstance(error, PruneLMError):
             raise

@@ -36,6 +36,8 @@ class Budget:
 
     Attributes:
         target: parameters to remove; a plan removes in (target - one step, target].
+        total: prunable parameters of the sites that may lose units.
+        asked_of: what the user's sparsity is a share of; `total` where it is 0.
         multiple_of: kept FFN channels are a multiple of this.
         min_units: units that every site keeps at least, per KV head where units are query heads.
         attention_share: sparsity of attention relative to the overall one; FFN pays the rest.
@@ -44,6 +46,7 @@ class Budget:
 
     target: int
     total: int
+    asked_of: int = 0
     multiple_of: int = 1
     min_units: int = 1
     attention_share: float = 1.0
@@ -51,8 +54,12 @@ class Budget:
 
     @property
     def sparsity(self) -> float:
-        """The target as a share of the prunable parameters in reach."""
+        """The target as a share of the parameters in reach."""
         return self.target / self.total
+
+    def share(self, parameters: int) -> str:
+        """Some parameters as the sparsity that a user would ask for."""
+        return f"{parameters / (self.asked_of or self.total):.4f}"
 
     def options(self, site: Site) -> list[int]:
         """Numbers of units that may be removed from a site, ascending, 0 included."""
@@ -92,7 +99,7 @@ class Plan:
             kept = self.kept.get(site.key)
             if kept is None:
                 continue
-            if len(kept) == 0 or not torch.equal(kept, kept.unique()) or int(kept[-1]) >= site.n_units:
+            if len(kept) == 0 or not bool((kept.diff() > 0).all()) or int(kept[-1]) >= site.n_units:
                 raise BudgetError(f"{site.key}: kept units must be sorted, unique, and below {site.n_units}")
         removed = self.removed(sites)
         if not budget.target - slack < removed <= budget.target:

@@ -245,10 +245,11 @@ class _Work:
                     moments.update(a)
         for (key, _), (_, moments) in wanted.items():
             moments.check(f"block {i}, {key}")
+        none = ("", None)
         return {
-            site.key: tuple(wanted.get((site.key, need), (None, None))[1] for need in ("consumer", "producer"))
+            site.key: (wanted.get((site.key, "consumer"), none)[1], wanted.get((site.key, "producer"), none)[1])
             for site in sites
-        }  # type: ignore[return-value]
+        }
 
     def _refit_(
         self, i: int, site: Site, dense: BlockStream, original: nn.Module, *, advance: bool

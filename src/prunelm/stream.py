@@ -48,7 +48,8 @@ class BlockStream:
         """What block `i` (or a copy of it) makes of batch `b`."""
         args, kwargs = self.calls[i][b]
         result = (block or self.blocks[i])(self.hidden[b], *args, **kwargs)
-        return result[0] if isinstance(result, tuple) else result
+        hidden: Tensor = result[0] if isinstance(result, tuple) else result
+        return hidden
 
     def advance(self, i: int) -> None:
         """Carry every batch through block `i`."""

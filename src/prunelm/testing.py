@@ -6,6 +6,7 @@ Our own suite runs these over the registries, so a new plug-in is tested without
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .allocators import ALLOCATORS
+from .criteria import CRITERIA, Statistics
+from .errors import BudgetError
+from .moments import CrossMoments, Moments
+from .plan import Budget, prunable
+from .reconstructions import RECONSTRUCTIONS
+from .similarity import head_similarity
 from .sites import Site, bias_of, find_sites, narrow_, weight_of
+from .stream import BlockStream
 
 TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 3}),
@@ -61,7 +70,7 @@ def tiny_model(name: str, *, seed: int = 0, model_class: str | None = None, **ov
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def tiny_inputs(model: PreTrainedModel, *, seed: int = 0, padded: bool = False) -> dict[str, Tensor]:
@@ -152,3 +161,124 @@ def _check_partition(site: Site) -> None:
         assert torch.equal(everything, torch.arange(length)), f"{slot.path}: its units do not partition the axis"
         bias = bias_of(slot.layer)
         assert slot.axis == "in" or bias is None or len(bias) == length, f"{slot.path}: bias does not fit"
+
+
+def site_statistics(model: PreTrainedModel, site: Site, *, seed: int = 0) -> Statistics:
+    """Everything any criterion may read about a site of an unpruned model, from two random sequences."""
+    stream = BlockStream(model, [tiny_inputs(model, seed=seed)])
+    for i in range(site.block):
+        stream.advance(i)
+    entry, exit_ = next(iter(site.spec.producers)), site.spec.consumer[0]
+    x, a = stream.capture(site.block, 0, [entry, exit_])
+    producer, consumer = Moments(x.shape[1]), Moments(a.shape[1])
+    producer.update(x)
+    consumer.update(a)
+    similarity = None
+    if site.spec.probabilities is not None:
+        similarity = head_similarity(
+            stream, site.block, site.spec.probabilities, sequences=2, rows=0, skip=1, exclude_sink=False
+        )
+    return Statistics(consumer=consumer, producer=producer, similarity=similarity, seed=seed)
+
+
+def check_criterion(
+    name: str, build: Callable[[], PreTrainedModel], *, site_name: str, equivariant: bool = True, **options: Any
+) -> None:
+    """Raise unless a criterion gives one finite score per unit, twice the same, and follows a relabelling of units.
+
+    Args:
+        name: as registered.
+        build: makes the same model each time it is called.
+        site_name: `attention` or `ffn`.
+        equivariant: whether renaming units must only rename scores (not so for random scores).
+        options: of the criterion.
+    """
+    model = build()
+    site = next(s for s in find_sites(model) if s.name == site_name and s.block == 0)
+    statistics = site_statistics(model, site)
+    criterion = CRITERIA[name]
+    scores = criterion(site, statistics, **options)
+    assert scores.shape == (site.n_units,), f"{name}: {tuple(scores.shape)} scores for {site.n_units} units"
+    assert bool(torch.isfinite(scores).all()), f"{name}: scores are not finite"
+    assert torch.equal(scores, criterion(site, statistics, **options)), f"{name}: a second call gives other scores"
+    if not equivariant:
+        return
+    order = torch.randperm(site.n_units, generator=torch.Generator().manual_seed(1))
+    relabelled = criterion(site, _relabel_(site, statistics, order), **options)
+    assert torch.allclose(relabelled, scores[order], rtol=1e-6), f"{name}: scores do not follow a relabelling of units"
+
+
+@torch.no_grad()
+def _relabel_(site: Site, statistics: Statistics, order: Tensor) -> Statistics:
+    """Put unit `order[k]` in place k, in the weights and in the statistics; only the site's first block changes."""
+    for slot in (*site.producers, site.consumer):
+        weight, bias = weight_of(slot.layer), bias_of(slot.layer)
+        to, source = slot.index.flatten(), slot.index[order].flatten()
+        if slot.axis == "in":
+            weight[:, to] = weight[:, source].clone()
+            continue
+        weight[to] = weight[source].clone()
+        if bias is not None:
+            bias[to] = bias[source].clone()
+    assert statistics.consumer is not None
+    moved = torch.arange(len(statistics.consumer.total))
+    moved[site.consumer.index.flatten()] = site.consumer.index[order].flatten()
+    consumer = Moments(len(moved))
+    consumer.tokens, consumer.total = statistics.consumer.tokens, statistics.consumer.total[moved]
+    consumer.gram = statistics.consumer.gram[moved][:, moved]
+    similarity = statistics.similarity
+    if similarity is not None:
+        heads = torch.arange(len(similarity)).reshape(site.n_units, -1)[order].flatten()
+        similarity = similarity[heads][:, heads]
+    return replace(statistics, consumer=consumer, similarity=similarity)
+
+
+def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, min_units: int = 1) -> None:
+    """Raise unless plans meet every budget within one step, respect widths, and grow with the sparsity.
+
+    Budgets that the allocator refuses with a `BudgetError` count as answered.
+    """
+    total = prunable(sites)
+    before: dict[str, int] | None = None
+    answered = 0
+    for sparsity in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9):
+        budget = Budget(target=int(sparsity * total), total=total, multiple_of=multiple_of, min_units=min_units)
+        try:
+            counts, step = ALLOCATORS[name](sites, budget)
+        except BudgetError:
+            continue
+        answered += 1
+        removed = sum((site.n_units - counts[site.key]) * site.cost for site in sites)
+        assert budget.target - step < removed <= budget.target, f"{name} at {sparsity}: {removed} of {budget.target}"
+        for site in sites:
+            kept = counts[site.key]
+            assert min_units <= kept <= site.n_units, f"{name} at {sparsity}: {site.key} keeps {kept}"
+            free = site.name != "ffn" or kept == site.n_units
+            assert free or kept % multiple_of == 0, f"{name}: {site.key} keeps {kept}, no multiple of {multiple_of}"
+        kept_all = sum(counts[site.key] * site.cost for site in sites)
+        held = sum(before[site.key] * site.cost for site in sites) if before is not None else kept_all
+        assert kept_all <= held, f"{name} at {sparsity}: more stays than at a lower sparsity"
+        before = counts
+    assert answered, f"{name} refused every budget"
+
+
+def check_reconstruction(name: str, *, ridge: float = 1e-3) -> None:
+    """Raise unless a refit keeps shapes and inputs, returns a perfect weight unchanged, and never fits worse."""
+    refit = RECONSTRUCTIONS[name]
+    generator = torch.Generator().manual_seed(0)
+    weight, own_bias = torch.randn(5, 7, generator=generator), torch.randn(5, generator=generator)
+    x = torch.randn(400, 7, generator=generator) @ torch.randn(7, 7, generator=generator) + 1
+    for bias in (None, own_bias):
+        dense = x @ weight.T + (0 if bias is None else bias)
+        for drift in (0.0, 0.3):
+            seen = x + drift * torch.randn(x.shape, generator=generator)
+            moments = CrossMoments(5, 7)
+            moments.update(dense, seen)
+            gram = moments.x.gram.clone()
+            new, new_bias = refit(weight, bias, moments, ridge=ridge)
+            assert new.shape == weight.shape, f"{name}: weight of shape {tuple(new.shape)}"
+            assert (new_bias is None) == (bias is None), f"{name}: a bias came or went"
+            assert torch.equal(gram, moments.x.gram), f"{name}: it changed its moments"
+            old_error, error = moments.residual(weight, bias), moments.residual(new, new_bias)
+            assert error <= old_error + 1e-9, f"{name}: error rises from {old_error:.3e} to {error:.3e}"
+            assert drift or torch.allclose(new, weight, atol=1e-4), f"{name}: a perfect weight was changed"

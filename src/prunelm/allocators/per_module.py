@@ -36,8 +36,8 @@ def per_module(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
     if removed_all == 0 or budget.target - removed_all >= step:
         most = sum(budget.options(site)[-1] * site.cost for site in sites)
         raise BudgetError(
-            f"{budget.sparsity:.4f} of the parameters in reach ({budget.target:,}) cannot be met by whole units: "
-            f"{removed_all:,} would go. One step ({last.key}) is {step:,}; at most {most:,} can go, so ask for a "
-            f"share between {step / budget.total:.4f} and {most / budget.total:.4f}."
+            f"sparsity {budget.share(budget.target)} ({budget.target:,} parameters) cannot be met by whole units: "
+            f"{removed_all:,} would go. One step ({last.key}) is {step:,}; at most {most:,} can go, so ask for "
+            f"between {budget.share(step)} and {budget.share(most)}."
         )
     return counts, step

@@ -52,10 +52,10 @@ def _leading_choices(leading: Sequence[Site], budget: Budget) -> list[tuple[int,
 
 def _unmet(budget: Budget, kinds: dict[str, list[Site]], tried: set[int], step: int) -> str:
     most = sum(budget.options(site)[-1] * site.cost for same in kinds.values() for site in same)
-    what = f"{budget.sparsity:.4f} of the prunable parameters ({budget.target:,}) cannot be met by whole units: "
+    what = f"sparsity {budget.share(budget.target)} ({budget.target:,} parameters) cannot be met by whole units: "
     if budget.target < step or tried <= {0}:
-        return f"{what}nothing would go. The smallest step is {step:,}, so ask for at least {step / budget.total:.4f}."
+        return f"{what}nothing would go. One step is {step:,}, so ask for at least {budget.share(step)}."
     if budget.target > most:
-        return f"{what}at most {most:,} can go, so ask for at most {most / budget.total:.4f}."
+        return f"{what}at most {most:,} can go, so ask for at most {budget.share(most)}."
     near = max((r for r in tried if r <= budget.target), default=0)
-    return f"{what}the nearest below is {near / budget.total:.4f}. Ask for that, or use --per-block."
+    return f"{what}the nearest below is {budget.share(near)}. Ask for that, or use --per-block."

@@ -1,0 +1,36 @@
+"""`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON."""
+
+import sys
+import warnings
+
+from transformers.utils import logging
+
+from . import overhead, quality, table
+
+RUNS = {
+    "smollm2": quality.smollm2,
+    "minilm-sst2": quality.encoder,
+    "tiny-gpt2": quality.tiny_gpt2,
+    "overhead": overhead.main,
+}
+
+
+def main(words: list[str]) -> int:
+    """Exit code of the command line."""
+    if words[:1] == ["table"]:
+        table.write()
+        return 0
+    if words[:1] != ["run"] or set(words[1:]) - set(RUNS):
+        print(f"usage: python -m benchmarks run [{' '.join(RUNS)}] | table", file=sys.stderr)
+        return 2
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    for name in words[1:] or RUNS:
+        RUNS[name]()
+    table.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""Quality of every recipe at several sizes, on text that decided nothing.
+
+SmolLM2-135M-Instruct: calibrated on C4 documents (the last 5 % of the file left out: they decided the defaults),
+evaluated on WikiText-2 raw test. MiniLM-SST2: calibrated on unlabelled training sentences, evaluated on the test file.
+tiny-gpt2: calibrated on C4, evaluated on the C4 documents left out.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prunelm.demo import model_file
+from prunelm.evaluation import evaluate
+from prunelm.loading import find_model, load_model, load_tokenizer
+from prunelm.pruning import prune_
+from prunelm.recipe import Recipe
+from prunelm.workflow import calibrate
+
+from .record import DATA, measure, needed
+
+C4 = DATA / "text" / "c4_calibration.jsonl"
+WIKITEXT = DATA / "text" / "wikitext2_raw_test.txt"
+RECIPES = ("random", "l1", "l2", "wanda-sp", "goa", "goa-data-free", "goa-budget")
+SPARSITIES = (0.1, 0.2, 0.3)
+
+
+def c4_documents(held_out: bool) -> list[str]:
+    """The last 5 % of the C4 file, or all before it."""
+    texts = [json.loads(line)["text"] for line in C4.read_text(encoding="utf-8").splitlines()]
+    cut = len(texts) * 95 // 100
+    return texts[cut:] if held_out else texts[:cut]
+
+
+def smollm2() -> None:
+    """The main table: 10, 20 and 30 % of block parameters."""
+    if not needed(C4, WIKITEXT):
+        return
+    documents = c4_documents(held_out=False)
+    options = {"length": 1024, "max_tokens": 20_480}
+    measure("smollm2", "dense", lambda: _cell(model_file(), None, [], WIKITEXT, **options))
+    for sparsity in SPARSITIES:
+        for name in RECIPES:
+            sizes = {} if name == "goa-data-free" else {"samples": 64, "length": 512}
+            recipe = Recipe.load(name, sparsity=sparsity, **sizes)
+            measure(
+                "smollm2", f"{name} {sparsity}", lambda r=recipe: _cell(model_file(), r, documents, WIKITEXT, **options)
+            )
+
+
+def encoder() -> None:
+    """MiniLM-SST2 at 20 and 50 % of encoder parameters, FFN channels only (stock) and with heads (per block)."""
+    model, train, test = DATA / "models" / "minilm-sst2", DATA / "tasks" / "sst2_train.jsonl", DATA / "tasks"
+    test = test / "sst2_test.jsonl"
+    if not needed(model, train, test):
+        return
+    sentences = [json.loads(line)["sentence"] for line in train.read_text(encoding="utf-8").splitlines()]
+    measure("minilm-sst2", "dense", lambda: _cell(model, None, [], test))
+    for sparsity in (0.2, 0.5):
+        for name, extra in _small_cases():
+            recipe = Recipe.load(name, sparsity=sparsity, samples=2_000, length=64, **extra)
+            label = f"{name}{' heads too' if extra else ''} {sparsity}"
+            measure("minilm-sst2", label, lambda r=recipe: _cell(model, r, sentences, test))
+
+
+def tiny_gpt2() -> None:
+    """tiny-gpt2 at 20 and 50 % of block parameters."""
+    model = DATA / "models" / "tiny-gpt2"
+    if not needed(model, C4):
+        return
+    documents = c4_documents(held_out=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        held = Path(scratch) / "c4-held-out.jsonl"
+        held.write_text("\n".join(json.dumps({"text": text}) for text in c4_documents(held_out=True)))
+        measure("tiny-gpt2", "dense", lambda: _cell(model, None, [], held, length=256))
+        for sparsity in (0.2, 0.5):
+            for name, extra in _small_cases():
+                recipe = Recipe.load(name, sparsity=sparsity, samples=256, length=256, **extra)
+                label = f"{name}{' heads too' if extra else ''} {sparsity}"
+                measure("tiny-gpt2", label, lambda r=recipe: _cell(model, r, documents, held, length=256))
+
+
+def _small_cases() -> list[tuple[str, dict[str, Any]]]:
+    heads_too = {"per_block": True, "allocator": "per-module"}
+    names = ("random", "l2", "wanda-sp", "goa-budget")
+    return [(name, extra) for name in names for extra in ({}, heads_too)]
+
+
+def _cell(
+    model: Path, recipe: Recipe | None, documents: list[str], text: Path, **options: Any
+) -> dict[str, Any]:
+    """Prune in memory and evaluate against the dense model."""
+    source = find_model(model)
+    tokenizer, pruned = load_tokenizer(source), load_model(source)
+    entry: dict[str, Any] = {}
+    if recipe is not None:
+        texts = documents if recipe.calibration == "text" else None
+        calibration, refit = calibrate(pruned, tokenizer, recipe, texts, name="benchmark text")
+        report = prune_(pruned, calibration, recipe, refit=refit)
+        entry = {
+            "recipe": recipe.to_dict(),
+            "parameters": report.parameters_after,
+            "share_of_blocks": report.sparsity_of_blocks,
+            "seconds": report.seconds,
+            "calibration": report.calibration,
+            "kept": {key: site["kept"] for key, site in report.sites.items()},
+        }
+    against = load_model(source) if recipe is not None else None
+    return {**entry, "evaluation": evaluate(pruned, tokenizer, text, against=against, **options).to_dict()}

@@ -1,0 +1,140 @@
+"""Every family, uniform and per block: written, opened in one fresh process, and compared with the model in memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from prunelm.checkpoint import save
+from prunelm.data import Batches
+from prunelm.pruning import prune_
+from prunelm.recipe import Recipe
+from prunelm.testing import TINY, outputs, tiny_model
+
+NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
+CASES = [(name, mode) for name in sorted(TINY) for mode in ("uniform", "per-block")]
+NO_STOCK_HEADS = {"gpt2", "gpt_neox", "opt", "bert"}
+
+
+def _recipe(mode):
+    if mode == "uniform":
+        return Recipe.load("l2", sparsity=0.25, multiple_of=4, attention_share=2.0)
+    return Recipe.load("random", sparsity=0.4, multiple_of=1, allocator="per-module", per_block=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The pruned models in memory, and what a fresh process read from their folders."""
+    root = tmp_path_factory.mktemp("folders")
+    models = {}
+    for name, mode in CASES:
+        model = tiny_model(name, num_hidden_layers=3)
+        report = prune_(model, NO_TEXT, _recipe(mode))
+        save(model, report, root / f"{name}-{mode}", prove=False)
+        models[name, mode] = model
+    script = Path(__file__).parent / "load_folders.py"
+    run = subprocess.run([sys.executable, str(script), str(root)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return root, models, load_file(root / "found.safetensors")
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_a_fresh_process_computes_the_same(folders, name, mode):
+    _, models, found = folders
+    model = models[name, mode]
+    ids = torch.arange(3, 15)[None]
+    expected = outputs(model, {"input_ids": ids})
+    assert (found[f"{name}-{mode}.logits"] - expected).abs().max() < 1e-4
+    if model.can_generate():
+        tokens = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8, do_sample=False
+        )
+        assert torch.equal(found[f"{name}-{mode}.tokens"], tokens)
+    if model.get_output_embeddings() is not None:
+        assert bool(found[f"{name}-{mode}.tied"])
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_uniform_folders_open_with_plain_transformers_and_lose_heads_only_where_configs_can_say_so(folders, name):
+    root, _, _ = folders
+    facts = json.loads((root / f"{name}-uniform" / "pruning.json").read_text())
+    assert facts["loader"] == "transformers"
+    lost = {key.split(".")[1] for key, site in facts["sites"].items() if len(site["kept"]) < site["units"]}
+    assert ("attention" in lost) == (name not in NO_STOCK_HEADS)
+    assert bool(facts["notes"]) == (name in NO_STOCK_HEADS)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_stock_loaders_refuse_per_block_folders_loudly(folders, name):
+    root, _, _ = folders
+    config = json.loads((root / f"{name}-per-block" / "config.json").read_text())
+    assert config["per_layer_config"]
+    with pytest.raises((RuntimeError, ValueError, AttributeError)):
+        getattr(transformers, config["architectures"][0]).from_pretrained(root / f"{name}-per-block")
+
+
+def test_a_llama_with_a_head_count_stock_llama_refuses_is_written_as_mistral(tmp_path):
+    model = tiny_model("llama", hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    report = prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1, attention_share=1.0))
+    assert model.config.num_attention_heads == 6
+    save(model, report, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["sliding_window"]) == ("mistral", None)
+    assert config["architectures"] == ["MistralForCausalLM"]
+
+
+def test_a_llama_with_biases_cannot_be_relabelled_so_only_dividing_head_counts_are_used():
+    model = tiny_model("llama", hidden_size=64, num_attention_heads=8, num_key_value_heads=4, attention_bias=True)
+    prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1))
+    assert model.config.num_attention_heads in {8, 4}
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_gemma_keeps_head_counts_that_divide_its_hidden_size(name):
+    model = tiny_model(name, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1))
+    assert model.config.num_attention_heads in {8, 4}
+
+
+def test_rope_is_written_for_old_and_new_readers(tmp_path):
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    model = tiny_model("llama", rope_parameters=rope)
+    save(model, prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1)), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e5
+    assert config["rope_scaling"] == {k: v for k, v in rope.items() if k != "rope_theta"}
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert config["head_dim"] == 8
+
+
+def test_sharded_and_half_precision_folders_prove_themselves(tmp_path):
+    model = tiny_model("qwen2")
+    report = prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1))
+    save(model, report, tmp_path / "out", dtype=torch.bfloat16)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_folder_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    from prunelm import checkpoint
+    from prunelm.errors import CheckpointError
+
+    model = tiny_model("llama")
+    report = prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1))
+    honest = checkpoint._write_weights
+
+    def spoiled(model, config, folder):
+        weight = model.model.layers[0].mlp.down_proj.weight
+        weight.data += 1.0
+        honest(model, config, folder)
+        weight.data -= 1.0
+
+    monkeypatch.setattr(checkpoint, "_write_weights", spoiled)
+    with pytest.raises(CheckpointError, match="gives other logits"):
+        save(model, report, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
