@@ -1,5 +1,6 @@
 """`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON."""
 
+import os
 import sys
 import warnings
 
@@ -23,6 +24,7 @@ def main(words: list[str]) -> int:
     if words[:1] != ["run"] or set(words[1:]) - set(RUNS):
         print(f"usage: python -m benchmarks run [{' '.join(RUNS)}] | table", file=sys.stderr)
         return 2
+    os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")

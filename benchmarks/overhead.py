@@ -1,9 +1,150 @@
-"""How long pruning takes and how much memory, as ratios to a plain forward pass measured in the same run."""
+"""How long pruning takes, how much memory, and what it gives back in speed: ratios measured in one run.
 
+SmolLM2-135M-Instruct from its PyPI package, 64 x 512 tokens of Python's language reference; no other data is needed.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
-from .record import measure
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from prunelm.data import Batches, sample_batches
+from prunelm.demo import language_reference, model_file
+from prunelm.loading import find_model, load_model, load_tokenizer
+from prunelm.pruning import prune_
+from prunelm.recipe import Recipe
+from prunelm.sites import find_sites
+from prunelm.speed import prefill_speed
+
+from .record import machine, measure
+
+LENGTH, SAMPLES, SPARSITY = 512, 64, 0.3
 
 
 def main() -> None:
-    """Placeholder until written."""
+    """All three parts; each is measured once and kept."""
+    measure("overhead", "time", wall_time)
+    measure("overhead", "speed", prefill)
+    measure("overhead", "memory of SmolLM2-135M", lambda: memory(None))
+    measure("overhead", "memory of a 0.4B Llama", lambda: memory({"hidden_size": 1024, "intermediate_size": 4096}))
+
+
+def _calibration(model: PreTrainedModel) -> Batches:
+    tokenizer = load_tokenizer(find_model(model_file()))
+    text = list(language_reference())
+    return sample_batches(text, tokenizer, model.config, samples=SAMPLES, length=LENGTH, seed=0, causal=True)
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel, calibration: Batches) -> float:
+    start = time.perf_counter()
+    for batch in calibration.batches:
+        model(**batch)
+    return time.perf_counter() - start
+
+
+def wall_time() -> dict[str, Any]:
+    """Whole prunes against plain forward passes over the same tokens, in turns; loading and saving apart."""
+    source = find_model(model_file())
+    dense = load_model(source)
+    calibration = _calibration(dense)
+    dense(**calibration.batches[0])
+    forwards = [_forward(dense, calibration)]
+    found: dict[str, Any] = {"tokens": calibration.tokens}
+    for label, changes in (("without refit", {"reconstruction": "none"}), ("with two-step refit", {})):
+        model = load_model(source)
+        start = time.perf_counter()
+        prune_(model, calibration, Recipe.load("goa-budget", sparsity=SPARSITY, **changes))
+        seconds = time.perf_counter() - start
+        forwards.append(_forward(dense, calibration))
+        found[label] = {"seconds": seconds, "forward passes": seconds / (sum(forwards[-2:]) / 2)}
+    return {**found, "forward seconds": forwards}
+
+
+def prefill() -> dict[str, Any]:
+    """Prefill tokens per second at 30 %, batch 1, 512 tokens, dense and pruned in turns, against removed FLOPs."""
+    source = find_model(model_file())
+    dense, pruned = load_model(source), load_model(source)
+    empty = Batches(batches=[], facts={"tokens": 0, "sequences": 0})
+    prune_(pruned, empty, Recipe.load("l2", sparsity=SPARSITY))
+    before, after = prefill_speed([dense, pruned], length=LENGTH, rounds=25)
+    promised = _flops(dense) / _flops(pruned)
+    return {
+        "dense tokens/s": before,
+        "pruned tokens/s": after,
+        "speedup": after / before,
+        "promised by FLOPs": promised,
+        "share of the promise": (after / before - 1) / (promised - 1),
+    }
+
+
+def _flops(model: PreTrainedModel) -> float:
+    """Multiply-adds per token of a prompt: every linear layer, the head, and attention over half the prompt."""
+    config = model.config
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * LENGTH
+    return float(linear + attention)
+
+
+def memory(sizes: dict[str, int] | None) -> dict[str, Any]:
+    """Peak resident memory of a prune with refit in a process of its own, against the float32 weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "dense"
+        if sizes is None:
+            load_model(find_model(model_file())).save_pretrained(folder)
+        else:
+            config = LlamaConfig(
+                **sizes, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8, vocab_size=8192
+            )
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        samples = SAMPLES if sizes is None else 16
+        run = subprocess.run(
+            [sys.executable, "-m", "benchmarks.overhead", str(folder), str(samples)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+def _measure_memory(folder: str, samples: int) -> dict[str, Any]:
+    model = load_model(find_model(folder))
+    libraries = _peak()
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    ids = torch.randint(model.config.vocab_size, (samples, LENGTH), generator=torch.Generator().manual_seed(0))
+    batches = Batches(
+        batches=[{"input_ids": b} for b in ids.split(8)], facts={"tokens": ids.numel(), "sequences": samples}
+    )
+    prune_(model, batches, Recipe.load("goa-budget", sparsity=SPARSITY))
+    channels = [site.consumer.layer.in_features for site in find_sites(load_model(find_model(folder)))[:2]]
+    hidden = model.config.hidden_size
+    # Per site: a Gram matrix and a cross moment in float64, for the producers' input and for the consumer's.
+    statistics = sum(8 * (hidden * hidden * 2 + c * c + c * hidden) for c in channels)
+    peak = _peak()
+    return {
+        "tokens": ids.numel(),
+        "float32 weights": weights,
+        "one block's statistics": statistics,
+        "libraries": libraries,
+        "peak": peak,
+        "ratio": (peak - statistics) / weights,
+        "ratio without libraries": (peak - libraries - statistics) / weights,
+        "process": machine(),
+    }
+
+
+def _peak() -> int:
+    """Peak resident bytes of this process so far; weights that were mapped but not read do not count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_memory(sys.argv[1], int(sys.argv[2]))))

@@ -86,10 +86,8 @@ def _small_cases() -> list[tuple[str, dict[str, Any]]]:
     return [(name, extra) for name in names for extra in ({}, heads_too)]
 
 
-def _cell(
-    model: Path, recipe: Recipe | None, documents: list[str], text: Path, **options: Any
-) -> dict[str, Any]:
-    """Prune in memory and evaluate against the dense model."""
+def _cell(model: Path, recipe: Recipe | None, documents: list[str], text: Path, **options: Any) -> dict[str, Any]:
+    """Prune in memory and evaluate."""
     source = find_model(model)
     tokenizer, pruned = load_tokenizer(source), load_model(source)
     entry: dict[str, Any] = {}
@@ -105,5 +103,4 @@ def _cell(
             "calibration": report.calibration,
             "kept": {key: site["kept"] for key, site in report.sites.items()},
         }
-    against = load_model(source) if recipe is not None else None
-    return {**entry, "evaluation": evaluate(pruned, tokenizer, text, against=against, **options).to_dict()}
+    return {**entry, "evaluation": evaluate(pruned, tokenizer, text, **options).to_dict()}

@@ -1,1 +1,135 @@
-def write() -> None: pass
+"""docs/results.md from the JSON of the benchmarks: nothing in it is typed by hand."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .quality import RECIPES, SPARSITIES
+from .record import read
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+HEAD = """# Results
+
+Made by `python -m benchmarks run` and `python -m benchmarks table`; every figure comes from `benchmarks/results/*.json`.
+The quality benchmarks need texts and models that do not come with PruneLM and are skipped without them.
+"""
+
+
+def write() -> None:
+    """Write the page from whatever has been measured."""
+    parts = [
+        HEAD,
+        *_smollm2(read("smollm2")),
+        *_small("minilm-sst2"),
+        *_small("tiny-gpt2"),
+        *_overhead(read("overhead")),
+    ]
+    PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _value(entry: Mapping[str, Any]) -> str:
+    found = entry["evaluation"]
+    if found["metric"] == "accuracy":
+        return f"{found['value']:.1%} ± {found['error']:.1%}"
+    return f"{found['value']:.2f} ± {found['error']:.2f}"
+
+
+def _smollm2(entries: Mapping[str, Any]) -> list[str]:
+    if "dense" not in entries:
+        return []
+    facts = entries["dense"]["evaluation"]["facts"]
+    lines = [
+        "## SmolLM2-135M-Instruct: perplexity on WikiText-2 raw test",
+        "",
+        f"Calibrated on 64 x 512 tokens of C4 (`goa-data-free`: none), seed 0. Evaluated on {facts['tokens']:,} tokens in "
+        f"windows of {facts['length']:,} ({facts['predicted']:,} predicted), {facts['tokenizer']}, float32; ± is the "
+        f"standard error over windows, shared by all rows. Dense: {_value(entries['dense'])}. No choice was made on this text.",
+        "",
+        _row(["recipe", *(f"{s:.0%} of block parameters" for s in SPARSITIES), "seconds at 20 %"]),
+        _row(["---"] * (len(SPARSITIES) + 2)),
+    ]
+    cells = {s: {r: entries[f"{r} {s}"] for r in RECIPES if f"{r} {s}" in entries} for s in SPARSITIES}
+    best = {s: min(mine, key=lambda r, m=mine: m[r]["evaluation"]["value"], default="") for s, mine in cells.items()}
+    for recipe in RECIPES:
+        row = [recipe]
+        for s in SPARSITIES:
+            text = _value(cells[s][recipe]) if recipe in cells[s] else "not run"
+            row.append(f"**{text}**" if best[s] == recipe else text)
+        timed = cells[0.2].get(recipe)
+        lines.append(_row([*row, f"{timed['seconds']:.0f}" if timed else ""]))
+    shares = {r: [f"{cells[s][r]['share_of_blocks']:.2%}" for s in SPARSITIES if r in cells[s]] for r in RECIPES}
+    lines += ["", "Removed, as measured: " + "; ".join(f"{r} {', '.join(v)}" for r, v in shares.items() if v) + ".", ""]
+    return lines
+
+
+def _small(name: str) -> list[str]:
+    entries = read(name)
+    if "dense" not in entries:
+        return []
+    dense = entries["dense"]["evaluation"]
+    labels = [key.rsplit(" ", 1) for key in entries if key != "dense"]
+    recipes = list(dict.fromkeys(label for label, _ in labels))
+    sparsities = sorted({s for _, s in labels})
+    facts = dense["facts"]
+    lines = [
+        f"## {name}: {dense['metric']}",
+        "",
+        f"Evaluated on {facts['predicted']:,} predictions of `{facts['text']}`, windows of at most {facts['length']}, "
+        f'{facts["tokenizer"]}. Dense: {_value(entries["dense"])}. "heads too" prunes per block (opens with '
+        "`prunelm.load`); the others lose FFN channels only and open in plain transformers.",
+        "",
+        _row(["recipe", *(f"{float(s):.0%} of block parameters" for s in sparsities)]),
+        _row(["---"] * (len(sparsities) + 1)),
+    ]
+    for recipe in recipes:
+        cells = (entries.get(f"{recipe} {s}") for s in sparsities)
+        lines.append(_row([recipe, *(_value(cell) if cell else "not run" for cell in cells)]))
+    recipe = next(entry["recipe"] for key, entry in entries.items() if key != "dense")
+    return [
+        *lines,
+        "",
+        f"Calibrated on {recipe['samples']:,} sequences of at most {recipe['length']} tokens, seed {recipe['seed']}.",
+        "",
+    ]
+
+
+def _overhead(entries: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if "time" in entries:
+        timed = entries["time"]
+        lines += [
+            "## Cost of pruning",
+            "",
+            f"SmolLM2-135M-Instruct, `goa-budget` at 30 %, {timed['tokens']:,} calibration tokens, "
+            f"{timed['machine']['threads']} threads; loading and saving apart; one plain forward pass of the dense model "
+            f"took {sum(timed['forward seconds']) / len(timed['forward seconds']):.0f} s.",
+            "",
+            _row(["", "seconds", "plain forward passes"]),
+            _row(["---"] * 3),
+        ]
+        for label in ("without refit", "with two-step refit"):
+            lines.append(_row([label, f"{timed[label]['seconds']:.0f}", f"{timed[label]['forward passes']:.2f}"]))
+        lines.append("")
+    for name, found in entries.items():
+        if name.startswith("memory"):
+            lines += [
+                f"Peak {name}: {found['peak'] / 1e6:,.0f} MB resident for "
+                f"{found['float32 weights'] / 1e6:,.0f} MB of float32 weights, {found['libraries'] / 1e6:,.0f} MB of "
+                f"libraries and {found['one block' + chr(39) + 's statistics'] / 1e6:,.0f} MB for one block's statistics "
+                f"({found['tokens']:,} tokens): {found['ratio']:.2f} x the weights beside the statistics, "
+                f"{found['ratio without libraries']:.2f} x without the libraries.",
+                "",
+            ]
+    if "speed" in entries:
+        speed = entries["speed"]
+        lines += [
+            f"Prefill at 30 % (batch 1, 512 tokens, medians of 25 turns): {speed['dense tokens/s']:.0f} -> "
+            f"{speed['pruned tokens/s']:.0f} tokens/s, {speed['speedup']:.3f} x; removed FLOPs promise "
+            f"{speed['promised by FLOPs']:.3f} x, so {speed['share of the promise']:.0%} of the promised gain.",
+            "",
+        ]
+    return lines

@@ -372,6 +372,7 @@ def _quiet() -> Iterator[None]:
     """Transformers' own bars and warnings stay off: errors are ours to explain."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

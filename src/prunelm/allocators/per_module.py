@@ -25,13 +25,11 @@ def per_module(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
     for group in groups:
         owed += budget.sparsity * sum(site.cost * site.n_units for site in group)
         for site in group:
-            share = budget.attention_share if site is not group[-1] else 1.0
-            want = owed / site.cost if site is group[-1] else share * budget.sparsity * site.n_units
-            removed = largest_option(budget.options(site), max(0.0, min(want, owed / site.cost)))
+            removed = _removed(site, group, owed, budget)
             counts[site.key] = site.n_units - removed
             owed -= removed * site.cost
     last = groups[-1][-1]
-    step = max(budget.step(site) for site in groups[-1][-1:])
+    step = budget.step(last)
     removed_all = sum((site.n_units - counts[site.key]) * site.cost for site in sites)
     if removed_all == 0 or budget.target - removed_all >= step:
         most = sum(budget.options(site)[-1] * site.cost for site in sites)
@@ -41,3 +39,15 @@ def per_module(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
             f"between {budget.share(step)} and {budget.share(most)}."
         )
     return counts, step
+
+
+def _removed(site: Site, group: Sequence[Site], owed: float, budget: Budget) -> int:
+    """Units that a site loses: its share, more where the sites after it in the block cannot pay the rest."""
+    later = group[group.index(site) + 1 :]
+    if not later:
+        return largest_option(budget.options(site), owed / site.cost)
+    options = budget.options(site)
+    share = largest_option(options, budget.attention_share * budget.sparsity * site.n_units)
+    payable = sum(budget.options(other)[-1] * other.cost for other in later)
+    least = next((o for o in options if owed - o * site.cost <= payable), options[-1])
+    return largest_option(options, float(min(max(share, least), owed / site.cost)))

@@ -43,7 +43,7 @@ def two_step(
     if scale == 0:
         return weight, bias
     for factor in (1, 10, 100, 1_000, 10_000):
-        lam = max(ridge * factor, 1e-8 * (factor > 1)) * scale
+        lam = (ridge if factor == 1 else max(ridge, 1e-7) * factor) * scale
         damped = second.clone()
         damped.diagonal().add_(lam)
         root, info = torch.linalg.cholesky_ex(damped)

@@ -1,0 +1,155 @@
+"""Fixtures that every test may use: a byte tokenizer, tiny models in folders, a text, and the command line."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import contextlib
+import io
+import platform
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from prunelm.cli import main
+from prunelm.testing import tiny_model
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<mask>")
+VOCAB_SIZE = 300
+POSITIONS = 128
+WORDS = (
+    "the a of to and in is it was for that with as on be at by this had not are but from or have an they which one "
+    "you were her all she there would their we him been has when who will more no if out so said what up its about "
+    "river mountain engine letter window garden paper winter summer morning evening teacher doctor captain village "
+    "quick slow bright heavy quiet narrow golden silver ancient modern simple curious patient careful walked opened "
+    "carried followed answered remembered built measured painted counted returned waited listened"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def pytest_report_header() -> str:
+    return f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def make_byte_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte after five special ones; with `adds_bos` it puts <bos> before every text by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def pseudo_english(size: int, seed: int = 0) -> str:
+    """Deterministic sentences of known words, `size` characters of them."""
+    chooser = random.Random(seed)
+    sentences, length = [], 0
+    while length < size:
+        words = chooser.choices(WORDS.split(), k=chooser.randint(5, 14))
+        sentences.append(" ".join(words).capitalize() + chooser.choice((". ", ". ", "? ", ".\n")))
+        length += len(sentences[-1])
+    return "".join(sentences)[:size]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    return make_byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    byte_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A function (name of a tiny model, **overrides) -> its folder with a tokenizer, made once; do not write there."""
+    root = tmp_path_factory.mktemp("models")
+    made: dict[str, Path] = {}
+
+    def folder(name: str, **overrides: Any) -> Path:
+        key = "-".join([name, *(f"{field}={value}" for field, value in sorted(overrides.items()))])
+        if key not in made:
+            options = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": POSITIONS, **overrides}
+            made[key] = root / key
+            tiny_model(name, **options).save_pretrained(made[key])
+            byte_tokenizer.save_pretrained(made[key])
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 40 kB of pseudo-English."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(pseudo_english(40_000), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., Ran]:
+    """A function (*arguments) -> what `python -m prunelm` did with them in a fresh process without a terminal."""
+
+    def run(*args: object) -> Ran:
+        command = [sys.executable, "-m", "prunelm", *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+        return Ran(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Ran]:
+    """A function (*arguments) -> what `prunelm.cli.main` did with them in this process; a fault of ours is raised."""
+
+    def run(*args: object) -> Ran:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        argv, hook, handler = sys.argv, sys.excepthook, signal.getsignal(signal.SIGTERM)
+        sys.argv = ["prunelm", *map(str, args)]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            sys.argv, sys.excepthook = argv, hook
+            signal.signal(signal.SIGTERM, handler)
+        return Ran(code=code, out=out.getvalue(), err=err.getvalue())
+
+    return run

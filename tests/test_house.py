@@ -1,0 +1,81 @@
+"""Rules of the house that a machine can check."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import prunelm
+
+SOURCE = Path(prunelm.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+LAYERS = [
+    {"errors"},
+    {"registry"},
+    {"sites", "moments"},
+    {"stream", "plan", "architectures", "stock"},
+    {"similarity", "data", "speed"},
+    {"criteria", "allocators", "reconstructions", "generate"},
+    {"recipe"},
+    {"job", "card", "loading", "verify", "evaluation"},
+    {"pruning"},
+    {"checkpoint", "testing"},
+    {"workflow"},
+    {"demo"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+BANNED = {"utils", "helpers", "common", "manager", "handler", "base", "misc", "core"}
+
+
+def _room(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _top_level_imports(path):
+    """Rooms that a file imports when it is imported; imports inside functions are deliberate exceptions."""
+    depth = len(path.relative_to(SOURCE).parts)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path):
+    room = _room(path)
+    for imported in _top_level_imports(path):
+        assert imported == room or RANK[imported] < RANK[room], f"{path.name} imports {imported}"
+
+
+def test_every_file_has_its_place():
+    assert {_room(path) for path in FILES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_names_and_numbers(path):
+    text = path.read_text(encoding="utf-8")
+    assert path.stem not in BANNED
+    assert not re.search(r"model\.model\.layers|head_dim\s*=\s*(64|128)\b", text)
+    assert "pickle.load" not in text
+    assert "torch.load" not in text
+    assert not re.search(r"except( Exception)?:", text)
+
+
+def test_no_model_names_in_logic():
+    families = {"llama", "mistral", "qwen", "gemma", "phi3", "gpt2", "opt", "gpt_neox", "bert"}
+    for path in FILES:
+        if _room(path) in {"architectures", "testing", "demo"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                assert not words & families, f"{path.name}:{node.lineno} compares with {words & families}"
+
+
+def test_the_public_page_is_complete():
+    for name in prunelm.__all__:
+        assert getattr(prunelm, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'prunned'"):
+        _ = prunelm.prunned
