@@ -39,10 +39,10 @@ def smollm2() -> None:
     documents = c4_documents(held_out=False)
     options = {"length": 1024, "max_tokens": 20_480}
     measure("smollm2", "dense", lambda: _cell(model_file(), None, [], WIKITEXT, **options))
-    for sparsity in SPARSITIES:
-        for name in RECIPES:
+    for name in reversed(RECIPES):
+        for sparsity in SPARSITIES:
             sizes = {} if name == "goa-data-free" else {"samples": 64, "length": 512}
-            recipe = Recipe.load(name, sparsity=sparsity, **sizes)
+            recipe = Recipe.load(name, sparsity=sparsity, multiple_of=1, **sizes)
             measure(
                 "smollm2", f"{name} {sparsity}", lambda r=recipe: _cell(model_file(), r, documents, WIKITEXT, **options)
             )
@@ -58,7 +58,7 @@ def encoder() -> None:
     measure("minilm-sst2", "dense", lambda: _cell(model, None, [], test))
     for sparsity in (0.2, 0.5):
         for name, extra in _small_cases():
-            recipe = Recipe.load(name, sparsity=sparsity, samples=2_000, length=64, **extra)
+            recipe = Recipe.load(name, sparsity=sparsity, samples=1_000, length=64, multiple_of=1, **extra)
             label = f"{name}{' heads too' if extra else ''} {sparsity}"
             measure("minilm-sst2", label, lambda r=recipe: _cell(model, r, sentences, test))
 
@@ -75,15 +75,21 @@ def tiny_gpt2() -> None:
         measure("tiny-gpt2", "dense", lambda: _cell(model, None, [], held, length=256))
         for sparsity in (0.2, 0.5):
             for name, extra in _small_cases():
-                recipe = Recipe.load(name, sparsity=sparsity, samples=256, length=256, **extra)
+                recipe = Recipe.load(name, sparsity=sparsity, samples=256, length=256, multiple_of=1, **extra)
                 label = f"{name}{' heads too' if extra else ''} {sparsity}"
                 measure("tiny-gpt2", label, lambda r=recipe: _cell(model, r, documents, held, length=256))
 
 
 def _small_cases() -> list[tuple[str, dict[str, Any]]]:
     heads_too = {"per_block": True, "allocator": "per-module"}
-    names = ("random", "l2", "wanda-sp", "goa-budget")
-    return [(name, extra) for name in names for extra in ({}, heads_too)]
+    return [
+        ("random", {}),
+        ("l2", {}),
+        ("wanda-sp", {}),
+        ("goa-budget", {}),
+        ("wanda-sp", heads_too),
+        ("goa-budget", heads_too),
+    ]
 
 
 def _cell(model: Path, recipe: Recipe | None, documents: list[str], text: Path, **options: Any) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 from .quality import RECIPES, SPARSITIES
 from .record import read
 
+STATISTICS = "one block's statistics"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """# Results
 
-Made by `python -m benchmarks run` and `python -m benchmarks table`; every figure comes from `benchmarks/results/*.json`.
-The quality benchmarks need texts and models that do not come with PruneLM and are skipped without them.
+Made by `python -m benchmarks run` and `python -m benchmarks table`; every figure comes from
+`benchmarks/results/*.json`. The quality benchmarks need texts and models
+that do not come with PruneLM and are skipped without them.
 """
 
 
@@ -45,9 +47,10 @@ def _smollm2(entries: Mapping[str, Any]) -> list[str]:
     lines = [
         "## SmolLM2-135M-Instruct: perplexity on WikiText-2 raw test",
         "",
-        f"Calibrated on 64 x 512 tokens of C4 (`goa-data-free`: none), seed 0. Evaluated on {facts['tokens']:,} tokens in "
-        f"windows of {facts['length']:,} ({facts['predicted']:,} predicted), {facts['tokenizer']}, float32; ± is the "
-        f"standard error over windows, shared by all rows. Dense: {_value(entries['dense'])}. No choice was made on this text.",
+        f"Calibrated on 64 x 512 tokens of C4 (`goa-data-free`: none), seed 0. Evaluated on {facts['tokens']:,} tokens "
+        f"in windows of {facts['length']:,} ({facts['predicted']:,} predicted), {facts['tokenizer']}, float32; "
+        f"± is the standard error over windows, shared by all rows. Dense: {_value(entries['dense'])}. No choice was "
+        "made on this text.",
         "",
         _row(["recipe", *(f"{s:.0%} of block parameters" for s in SPARSITIES), "seconds at 20 %"]),
         _row(["---"] * (len(SPARSITIES) + 2)),
@@ -105,8 +108,8 @@ def _overhead(entries: Mapping[str, Any]) -> list[str]:
             "## Cost of pruning",
             "",
             f"SmolLM2-135M-Instruct, `goa-budget` at 30 %, {timed['tokens']:,} calibration tokens, "
-            f"{timed['machine']['threads']} threads; loading and saving apart; one plain forward pass of the dense model "
-            f"took {sum(timed['forward seconds']) / len(timed['forward seconds']):.0f} s.",
+            f"{timed['machine']['threads']} threads; loading and saving apart; one plain forward pass of the dense "
+            f"model took {sum(timed['forward seconds']) / len(timed['forward seconds']):.0f} s.",
             "",
             _row(["", "seconds", "plain forward passes"]),
             _row(["---"] * 3),
@@ -119,8 +122,8 @@ def _overhead(entries: Mapping[str, Any]) -> list[str]:
             lines += [
                 f"Peak {name}: {found['peak'] / 1e6:,.0f} MB resident for "
                 f"{found['float32 weights'] / 1e6:,.0f} MB of float32 weights, {found['libraries'] / 1e6:,.0f} MB of "
-                f"libraries and {found['one block' + chr(39) + 's statistics'] / 1e6:,.0f} MB for one block's statistics "
-                f"({found['tokens']:,} tokens): {found['ratio']:.2f} x the weights beside the statistics, "
+                f"libraries and {found[STATISTICS] / 1e6:,.0f} MB for one block's statistics ({found['tokens']:,} "
+                f"tokens): {found['ratio']:.2f} x the weights beside the statistics, "
                 f"{found['ratio without libraries']:.2f} x without the libraries.",
                 "",
             ]

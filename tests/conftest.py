@@ -4,6 +4,11 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # For tiny models a second thread costs more than it brings.
+os.environ["COLUMNS"] = "160"
+os.environ["FORCE_COLOR"] = ""
+os.environ["TTY_COMPATIBLE"] = "0"
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
 import contextlib
 import io
@@ -12,11 +17,12 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import transformers
@@ -27,7 +33,7 @@ from transformers.utils import logging
 from prunelm.cli import main
 from prunelm.testing import tiny_model
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
@@ -153,3 +159,24 @@ def cli() -> Callable[..., Ran]:
         return Ran(code=code, out=out.getvalue(), err=err.getvalue())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def per_block(
+    cli: Callable[..., Ran], tiny_folder: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A pruned folder whose blocks have different widths; do not write there."""
+    out = tmp_path_factory.mktemp("pruned") / "per-block"
+    recipe = ("--sparsity", "0.27", "--per-block", "--allocator", "per-module", "--multiple-of", "1")
+    size = ("--text", text_file, "--samples", "8", "--length", "32")
+    ran = cli("prune", tiny_folder("llama"), out, *recipe, *size)
+    assert ran.code == 0, ran
+    return out
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """The test run's checks of argument types stay off, as they are for a user."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

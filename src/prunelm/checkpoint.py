@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .card import model_card
 from .errors import CheckpointError
-from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json
+from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
 from .pruning import Report
 from .sites import architecture_of, find_sites
 from .stock import stock_config
@@ -44,7 +44,7 @@ def new_folder(out: str | Path, *, force: bool = False, need_bytes: int = 0) -> 
     try:
         with _explained(out):
             yield partial
-            partial.chmod(0o755)
+            _usual_modes(partial)
             _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,6 +81,15 @@ def _explained(out: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         why = "the disk is full" if full else str(error)
         raise CheckpointError(f"{out}: cannot be written: {why}. Nothing was left behind.") from error
+
+
+def _usual_modes(folder: Path) -> None:
+    """Give a temporary folder and its files the permissions that new files get; temporary ones are private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
 
 
 def _replace(partial: Path, out: Path) -> None:
@@ -150,6 +159,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
             "share_of_model": round(report.sparsity_of_model, 6),
         },
         "sites": {key: {**entry, "kept": report.plan.kept[key].tolist()} for key, entry in report.sites.items()},
+        "widths": widths(model),
         "calibration": report.calibration,
         "notes": report.notes,
         "versions": {

@@ -22,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make transformer language models smaller by structured pruning, without retraining.",
 )
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, markup=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
@@ -153,7 +153,7 @@ def prune(
             row = plan(model, chosen, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         _show_plan(row, chosen.to_dict(), as_json)
         return
-    err.print(f"recipe: {json.dumps(chosen.to_dict())}", highlight=False)
+    err.print(f"recipe: {json.dumps(chosen.to_dict())}")
     with _quiet(), _progress() as progress:
         report = run(
             model,
@@ -285,7 +285,7 @@ def demo(
     out.print(comparison_table(result.rows), soft_wrap=False)
     out.print(f"\nPrompt: {result.prompt!r}")
     for name, continuation in result.continuations.items():
-        out.print(f"\n[bold]{name}[/bold] {continuation}", highlight=False)
+        out.print(f"\n{name}: {continuation}")
     out.print(f"\nThe pruned model is in {out_folder}. {_how_to_load(result.loader, out_folder)}")
 
 
@@ -407,10 +407,10 @@ def main() -> None:
     except PruneLMError as error:
         if "--debug" in sys.argv:
             raise
-        err.print(f"error: {error}", highlight=False, markup=False)
+        err.print(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("error: interrupted; nothing was written", markup=False)
+        err.print("error: interrupted; nothing was written")
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -63,7 +63,20 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
         legal=(lambda _site, _kept: True) if recipe.per_block else _legal(model),
     )
     counts, step = ALLOCATORS[recipe.allocator](chosen, budget)
+    if not recipe.per_block:
+        _check_uniform(everything, counts)
     return Job(sites=chosen, budget=budget, counts=counts, step=step, prunable=total, notes=notes)
+
+
+def _check_uniform(sites: list[Site], counts: Counts) -> None:
+    """Raise if blocks would end with different widths, which no stock config can say."""
+    for name in dict.fromkeys(site.name for site in sites):
+        widths = {counts.get(site.key, site.n_units) for site in sites if site.name == name}
+        if len(widths) > 1:
+            raise BudgetError(
+                f"blocks would keep from {min(widths)} to {max(widths)} units of {name}, and a stock config says one "
+                "number for all. Say --per-block (opens with prunelm.load), or use --allocator uniform on all blocks."
+            )
 
 
 def _legal(model: PreTrainedModel) -> Callable[[Site, int], bool]:

@@ -56,7 +56,7 @@ class Source:
         if self.gguf or not path.is_file():
             return None
         plan = read_json(path)
-        if plan.get("format") != FORMAT or not isinstance(plan.get("sites"), dict):
+        if plan.get("format") != FORMAT or not isinstance(plan.get("widths"), dict):
             raise CheckpointError(
                 f"{path}: format {plan.get('format')!r} is not known here (this version reads {FORMAT}). "
                 "Upgrade prunelm, or prune the dense model again."
@@ -233,22 +233,37 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
     raw = {k: v for k, v in source.config().items() if k != "per_layer_config"}
     config = AutoConfig.for_model(**raw)
     stock = _class_named(source)
-    kept = {key: len(site["kept"]) for key, site in plan["sites"].items()}
-    unit = plan["recipe"]["unit"]
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
-        for key in [site.key for site in find_sites(self, unit)]:
-            site = next(s for s in find_sites(self, unit) if s.key == key)
-            if kept.get(key, site.n_units) < site.n_units:
-                narrow_(site, _evenly(site.n_units, kept[key], site.strata))
+        narrow_to_(self, plan["widths"])
 
     narrowed = type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
     return narrowed, config
 
 
+def widths(model: PreTrainedModel) -> dict[str, dict[str, int]]:
+    """The sizes of every site, from which `narrow_to_` makes the same shapes again."""
+    found = {}
+    for site in find_sites(model):
+        measures = site.measures(site.n_units)
+        names = ("units",) if site.spec.probabilities is None else ("kv_heads", "queries")
+        found[site.key] = {name: measures[name] for name in names}
+    return found
+
+
+def narrow_to_(model: PreTrainedModel, wanted: Mapping[str, Mapping[str, int]]) -> None:
+    """Narrow a dense model to some widths, keeping whichever units; the right weights are read afterwards."""
+    for unit, names in (("group", ("units", "kv_heads")), ("query", ("queries",))):
+        for key in [site.key for site in find_sites(model, unit)]:
+            site = next(s for s in find_sites(model, unit) if s.key == key)
+            kept = next((wanted[key][name] for name in names if key in wanted and name in wanted[key]), site.n_units)
+            if kept < site.n_units:
+                narrow_(site, _evenly(site.n_units, kept, site.strata))
+
+
 def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:
-    """Any `kept` units, the same number from each stratum; only widths matter before weights are read."""
+    """Any `kept` units, the same number from each stratum."""
     per, keep = units // strata, kept // strata
     return torch.cat([torch.arange(keep, device="cpu") + s * per for s in range(strata)])
 

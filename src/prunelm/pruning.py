@@ -134,7 +134,7 @@ class _Work:
         batches = list(calibration.batches)
         self.scored = range(len(batches))
         self.fitted = self.scored
-        if self.refit is not None and refit is not None:
+        if refit is not None:
             batches += refit.batches
             self.fitted = range(len(self.scored), len(batches))
         self.needs = {s.name: self._needs(s) for s in job.sites}
@@ -172,7 +172,7 @@ class _Work:
 
     def _untouched(self, site: Site) -> bool:
         """Whether the plan takes nothing from the site, so that it need not be scored."""
-        return self.recipe.allocator == "uniform" and self.job.counts[site.key] == site.n_units
+        return not self.recipe.per_block and self.job.counts[site.key] == site.n_units
 
     def _keep_all(self, site: Site) -> None:
         entry = self.report.setdefault(site.key, {})
@@ -227,21 +227,21 @@ class _Work:
     def _observe(
         self, i: int, sites: Sequence[Site], *, advance: bool
     ) -> dict[str, tuple[Moments | None, Moments | None]]:
-        """Moments of the consumer's and the producers' inputs of some sites, as far as their criteria need them."""
+        """Moments of the consumer's and the producers' inputs of some sites, as far as their criteria need them.
+
+        The covariance of the producers' input is read from the batches for refits, where those are others.
+        """
         wanted: dict[tuple[str, str], tuple[str, Moments]] = {}
         for site in sites:
             for need in self.needs[site.name] & {"consumer", "producer"}:
                 path = site.spec.consumer[0] if need == "consumer" else _first_producer(site)
                 channels = weight_of(site.root.get_submodule(path)).shape[1]
                 wanted[site.key, need] = (path, Moments(channels, full=need == "producer"))
-        if wanted or advance:
-            for b in range(len(self.stream.batches)):
-                counted = b in self.scored
-                paths = [path for path, _ in wanted.values()] if counted else []
-                if not paths and not advance:
-                    continue
-                found = self.stream.capture(i, b, paths, advance=advance)
-                for (_, moments), a in zip(wanted.values(), found, strict=False):
+        for b in range(len(self.stream.batches)):
+            now = [w for (_, need), w in wanted.items() if b in (self.fitted if need == "producer" else self.scored)]
+            if now or advance:
+                found = self.stream.capture(i, b, [path for path, _ in now], advance=advance)
+                for (_, moments), a in zip(now, found, strict=True):
                     moments.update(a)
         for (key, _), (_, moments) in wanted.items():
             moments.check(f"block {i}, {key}")
@@ -324,10 +324,10 @@ class _Work:
     def _keep(self, site: Site, demanded: int) -> int:
         """How many units stay: the plan's number, less where a criterion demands more, made up for by later FFNs."""
         planned = self.job.counts[site.key]
-        if self.recipe.allocator == "uniform":
+        if not self.recipe.per_block:
             return planned
-        keep = min(planned, max(site.n_units - demanded, self.recipe.min_units * site.strata))
-        keep -= keep % site.strata
+        floor = max(site.n_units - demanded, self.recipe.min_units * site.strata, planned - self._affordable(site))
+        keep = min(planned, floor + -floor % site.strata)
         self.owed += (planned - keep) * site.cost
         if self.owed > 0 and site.spec.probabilities is None:
             options = [site.n_units - o for o in self.job.budget.options(site)]
@@ -335,6 +335,12 @@ class _Work:
             keep = min((o for o in options if o >= wanted), default=site.n_units)
             self.owed -= (keep - planned) * site.cost
         return keep
+
+    def _affordable(self, site: Site) -> int:
+        """Units beyond the plan that FFNs from this block on can make up for by losing less than planned."""
+        later = [s for s in self.job.sites if s.block >= site.block and s.spec.probabilities is None]
+        payable = sum((s.n_units - self.job.counts[s.key]) * s.cost for s in later if s.key not in self.kept)
+        return max(0, payable - self.owed) // site.cost
 
 
 def _first_producer(site: Site) -> str:

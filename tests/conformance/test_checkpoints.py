@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from prunelm.checkpoint import save
 from prunelm.data import Batches
+from prunelm.loading import load
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.testing import TINY, outputs, tiny_model
@@ -138,3 +139,13 @@ def test_a_folder_that_computes_something_else_is_not_kept(tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match="gives other logits"):
         save(model, report, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_per_block_folder_can_be_pruned_again_with_other_units(tmp_path):
+    model = tiny_model("llama", num_hidden_layers=3)
+    first = Recipe.load("random", sparsity=0.3, multiple_of=1, allocator="per-module", per_block=True, blocks="1:")
+    save(model, prune_(model, NO_TEXT, first), tmp_path / "once")
+    again = load(tmp_path / "once")
+    second = Recipe.load("l2", sparsity=0.2, multiple_of=1, allocator="per-module", per_block=True, unit="query")
+    save(again, prune_(again, NO_TEXT, second), tmp_path / "twice")
+    assert load(tmp_path / "twice").num_parameters() == again.num_parameters() < model.num_parameters()

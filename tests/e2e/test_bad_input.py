@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -65,14 +64,6 @@ def refused(cli: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def without_type_checks() -> Iterator[None]:
-    """The test run's checks of argument types stay off, as they are for a user."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
 def copied(tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """A function (name, **overrides) -> a copy of a tiny model's folder that a test may damage."""
 
@@ -104,6 +95,7 @@ def test_no_such_model(name: str, refused: Callable[..., str], tmp_path: Path) -
 def test_no_such_model_in_a_fresh_process(run_cli: Callable[..., Any], tmp_path: Path) -> None:
     ran = run_cli("prune", "nobody/no-such-model", tmp_path / "out", *L1)
     assert "no such model: 'nobody/no-such-model'" in error_of(ran)
+    assert "\x1b" not in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -679,6 +671,11 @@ def test_parent_of_out_cannot_be_written(
     refused("prune", tiny_folder("llama"), locked / "out", *L1, says=("locked cannot be written to",))
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that refuses root as well")
+def test_out_where_nobody_may_write(refused: Callable[..., str], tiny_folder: Callable[..., Path]) -> None:
+    refused("prune", tiny_folder("llama"), "/proc/out", *L1, says=("/proc/out", "cannot be written"))
+
+
 def test_out_is_refused_before_any_work(
     refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -824,28 +821,15 @@ def test_evaluation_of_non_finite_weights(
 # What PruneLM itself wrote, damaged later.
 
 
-@pytest.fixture(scope="session")
-def per_block(
-    cli: Callable[..., Any], tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A checkpoint that needs PruneLM's loader."""
-    out = tmp_path_factory.mktemp("pruned") / "per-block"
-    ran = cli("prune", tiny_folder("llama"), out, *L1, "--per-block", "--allocator", "per-module")
-    assert ran.code == 0, ran
-    return out
-
-
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
         ({"format": 99}, ("99", "reads 1", "prunelm")),
         ({"format": None}, ("None", "reads 1")),
         ({"format": "1"}, ("'1'", "reads 1")),
-        ({"sites": []}, ()),
-        ({"sites": {"0.ffn": {"kept": 5}}}, ()),
-        ({"sites": {"0.ffn": {}}}, ()),
-        ({"recipe": {}}, ()),
-        ({"recipe": {"unit": "heads"}}, ()),
+        ({"widths": []}, (r"pruning\.json",)),
+        ({"widths": {"0.ffn": 5}}, ()),
+        ({"widths": {"0.ffn": {"units": "many"}}}, ()),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -858,11 +842,25 @@ def test_damaged_pruning_file(
     refused: Callable[..., str],
     text_file: Path,
     tmp_path: Path,
+    without_type_checks: None,
 ) -> None:
     model = Path(shutil.copytree(per_block, tmp_path / "model"))
     edit_json(model / "pruning.json", **edit)
     options = ("--text", text_file, "--length", "32", "--max-tokens", "64") if command == "evaluate" else ()
     refused(command, model, *options, says=says)
+
+
+def test_pruning_file_of_other_weights(
+    per_block: Path, refused: Callable[..., str], text_file: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(per_block, tmp_path / "model"))
+    widths = json.loads((model / "pruning.json").read_text())["widths"]
+    assert widths["0.ffn"]["units"] > 1
+    for units in (widths["0.ffn"]["units"] - 1, 0, -3, 10**6):
+        edit_json(model / "pruning.json", widths={**widths, "0.ffn": {"units": units}})
+        refused("evaluate", model, "--text", text_file, "--length", "32", says=("model",))
+    edit_json(model / "pruning.json", widths={})
+    refused("evaluate", model, "--text", text_file, "--length", "32", says=("model",))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
@@ -921,8 +919,8 @@ def test_interrupted(
             process.kill()
     lines = heard.read_text().splitlines()
     heard.unlink()
-    assert lines[-1] == "error: interrupted; nothing was written", lines
-    assert len(lines) == 2
-    assert process.returncode == 1
-    assert stdout == ""
+    before.pop(heard.name, None)
     assert tree(tmp_path) == before
+    assert stdout == ""
+    assert lines[1:] == ["error: interrupted; nothing was written"], lines
+    assert process.returncode == 1
