@@ -105,7 +105,7 @@ def memory(sizes: dict[str, int] | None) -> dict[str, Any]:
             )
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        samples = SAMPLES if sizes is None else 16
+        samples = 16 if sizes is None else 8
         run = subprocess.run(
             [sys.executable, "-m", "benchmarks.overhead", str(folder), str(samples)],
             capture_output=True,

@@ -409,7 +409,7 @@ ADVISED = {
     "llama, FFN alone": ("llama", ("--recipe", "l1", "--sites", "ffn")),
     "llama, attention alone": ("llama", ("--recipe", "l1", "--sites", "attention")),
     "llama, of the model": ("llama", ("--recipe", "l1", "--of", "model")),
-    "llama, one block": ("llama", ("--recipe", "l1", "--blocks", "1:")),
+    "llama, one block": ("llama", ("--recipe", "l1", "--blocks", "1:", "--per-block")),
     "llama, channels one by one": ("llama", ("--recipe", "l1", "--multiple-of", "1")),
     "llama, half of attention": ("llama", ("--recipe", "l1", "--attention-share", "0.5")),
     "llama, query heads": ("llama", ("--recipe", "l1", "--unit", "query")),
@@ -445,6 +445,14 @@ def test_no_site_left(refused: Callable[..., str], tiny_folder: Callable[..., Pa
     refused(
         "prune", tiny_folder("llama"), tmp_path / "out", *L1, "--blocks", "5:9", says=("no site", "5:9", "--blocks")
     )
+
+
+@pytest.mark.parametrize("options", [("--blocks", "1:"), ("--allocator", "per-module", "--multiple-of", "1")])
+def test_uneven_widths_need_their_own_loader(
+    options: tuple[str, ...], refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--recipe", "l1", "--sparsity", "0.27")
+    refused(*command, *options, says=("units of (ffn|attention)", "--per-block"))
 
 
 # Texts.
@@ -671,9 +679,10 @@ def test_parent_of_out_cannot_be_written(
     refused("prune", tiny_folder("llama"), locked / "out", *L1, says=("locked cannot be written to",))
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that refuses root as well")
-def test_out_where_nobody_may_write(refused: Callable[..., str], tiny_folder: Callable[..., Path]) -> None:
-    refused("prune", tiny_folder("llama"), "/proc/out", *L1, says=("/proc/out", "cannot be written"))
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system without free space")
+def test_disk_that_is_full(refused: Callable[..., str], tiny_folder: Callable[..., Path]) -> None:
+    command = ("prune", tiny_folder("llama"), "/proc/out", *L1)
+    refused(*command, says=(r"/proc/out: about \d{3},\d{3} bytes are needed, 0 are free",))
 
 
 def test_out_is_refused_before_any_work(

@@ -383,14 +383,6 @@ def test_every_command_has_help(command: str, cli: Callable[..., Any]) -> None:
     assert "No such option" in plain(ran.err)
 
 
-def test_public_names_are_all_there() -> None:
-    assert prunelm.__all__ == dir(prunelm)
-    for name in prunelm.__all__:
-        assert getattr(prunelm, name).__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'prun'"):
-        _ = prunelm.prun
-
-
 # What goes where.
 
 
