@@ -129,7 +129,7 @@ def save(
     Raises:
         CheckpointError: cannot be written, or the written folder does not give the same logits.
     """
-    model.to(dtype or model.dtype)
+    _cast_(model, dtype or model.dtype)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with new_folder(out, force=force, need_bytes=size) as folder:
         config = _stock_config(model, report)
@@ -142,6 +142,13 @@ def save(
         if prove:
             prove_folder(model, folder)
     return facts
+
+
+def _cast_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Change the dtype of the weights; buffers, such as rotary frequencies, are not stored and keep their precision."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def describe(model: PreTrainedModel, report: Report, source: Source | None, loader: str) -> dict[str, Any]:
@@ -273,9 +280,10 @@ def prove_folder(model: PreTrainedModel, folder: Path) -> float:
 
     own = model.dtype
     ids = proof_inputs(model.config.vocab_size, PROOF_TOKENS)
-    result = model.float()(input_ids=ids)
+    _cast_(model, torch.float32)
+    result = model(input_ids=ids)
     expected = result.logits if "logits" in result else result.last_hidden_state
-    model.to(own)
+    _cast_(model, own)
     if not bool(torch.isfinite(expected).all()):
         raise CheckpointError("the pruned model's logits are not finite; nothing was written. Try --dtype float32.")
     with tempfile.TemporaryDirectory() as scratch:

@@ -22,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make transformer language models smaller by structured pruning, without retraining.",
 )
-out = Console(soft_wrap=True, markup=False, highlight=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
@@ -395,13 +395,18 @@ def _progress() -> Iterator[Any]:
         yield tell
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, under a name that the command-line library does not answer by itself."""
+
+
 def _terminated(_signum: int, _frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def main() -> None:
     """Run the command line; errors that are answers to the user are one line and exit 1."""
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, _terminated)
     try:
         app(prog_name="prunelm")
     except PruneLMError as error:
@@ -409,7 +414,7 @@ def main() -> None:
             raise
         err.print(f"error: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except _Interrupted:
         err.print("error: interrupted; nothing was written")
         sys.exit(1)
     except BrokenPipeError:

@@ -68,6 +68,8 @@ def read_labelled(path: str | Path) -> list[tuple[str, int]]:
                 f"{path}, line {number}: no whole-number field 'label', which a classifier's accuracy needs"
             )
         rows.append((_field(row, Path(path), number), row["label"]))
+    if not rows:
+        raise DataError(f"{path}: the file holds no labelled line")
     return rows
 
 
@@ -86,7 +88,7 @@ def _read_text(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -143,6 +145,7 @@ def sample_batches(
         batches = _stack([windows[i] for i in chosen], batch_size)
     else:
         batches = padded_batches(order[:samples], tokenizer, length, batch_size)
+    check_ids(config, batches)
     return Batches(batches=batches, facts=describe(batches, tokenizer, length=length, seed=seed))
 
 
@@ -155,6 +158,20 @@ def check_length(config: PreTrainedConfig, length: int) -> None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise DataError(f"--length {length:,} is more than the {limit:,} positions of this model")
+
+
+def check_ids(config: PreTrainedConfig, batches: Sequence[Batch]) -> None:
+    """Raise if some token id is beyond the model's vocabulary.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    highest = max((int(batch["input_ids"].max()) for batch in batches), default=0)
+    if highest >= config.vocab_size:
+        raise DataError(
+            f"the tokenizer gives token id {highest:,}, but the model knows {config.vocab_size:,} tokens: they do not "
+            "belong together"
+        )
 
 
 def _joined_ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, want: int) -> list[int]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import (
     JOIN,
+    check_ids,
     check_length,
     describe,
     padded_batches,
@@ -123,6 +124,10 @@ def evaluate(
             f"{against.config.vocab_size:,} tokens"
         )
     task = task_of(model)
+    if against is not None and task_of(against) != task:
+        raise EvaluationError(
+            f"the two models cannot be compared: {type(model).__name__} and {type(against).__name__} do different tasks"
+        )
     if task == "causal":
         return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, progress)
     return _ENCODERS[task](model, tokenizer, Path(text), against, length, max_tokens, seed, progress)
@@ -145,6 +150,8 @@ def _perplexity(
         raise DataError(
             f"{text}: it gives {len(ids):,} tokens, but one window needs {length:,}. Use a smaller --length."
         )
+    batches: list[Batch] = [{"input_ids": w[None]} for w in windows]
+    check_ids(model.config, batches)
     sums, size = _Sums(), 0
     for i, window in enumerate(windows):
         progress("evaluating", i, len(windows))
@@ -158,7 +165,6 @@ def _perplexity(
     progress("evaluating", len(windows), len(windows))
     mean, error = _mean_and_error(sums, str(text))
     nats = sum(loss * n for loss, n in zip(sums.losses, sums.counts, strict=True))
-    batches: list[Batch] = [{"input_ids": w[None]} for w in windows]
     return Evaluation(
         metric="perplexity",
         value=math.exp(mean),
@@ -210,6 +216,7 @@ def _masked_perplexity(
 ) -> Evaluation:
     length = min(length, model.config.max_position_embeddings)
     batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
+    check_ids(model.config, batches)
     generator = torch.Generator().manual_seed(seed)
     sums = _Sums()
     for i, batch in enumerate(batches):
@@ -219,8 +226,11 @@ def _masked_perplexity(
             continue
         ids = batch["input_ids"].masked_fill(hidden, _mask_id(tokenizer))
         logits = model(**{**batch, "input_ids": ids}).logits[hidden].float()
-        sums.losses.append(float(cross_entropy(logits, batch["input_ids"][hidden])))
-        sums.counts.append(int(hidden.sum()))
+        losses = cross_entropy(logits, batch["input_ids"][hidden], reduction="none")
+        for mine in torch.split(losses, hidden.sum(1).tolist()):
+            if len(mine):
+                sums.losses.append(float(mine.mean()))
+                sums.counts.append(len(mine))
         if against is not None:
             sums.agree(logits, against(**{**batch, "input_ids": ids}).logits[hidden].float())
     progress("evaluating", len(batches), len(batches))
@@ -234,6 +244,16 @@ def _masked_perplexity(
         **sums.agreement(),
         facts=describe(batches, tokenizer, text=text.name, length=length, predicted=sum(sums.counts), seed=seed),
     )
+
+
+def _cut(rows: list[tuple[str, int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[tuple[str, int]]:
+    """The first rows, as many as hold `max_tokens` tokens."""
+    tokens = 0
+    for i, (sentence, _) in enumerate(rows):
+        tokens += len(token_ids(sentence, tokenizer))
+        if tokens >= max_tokens:
+            return rows[: i + 1]
+    return rows
 
 
 def _mask_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -263,11 +283,14 @@ def _accuracy(
     progress: Progress,
 ) -> Evaluation:
     rows = read_labelled(text)
+    if max_tokens is not None:
+        rows = _cut(rows, tokenizer, max_tokens)
     length = min(length, model.config.max_position_embeddings)
     batches = padded_batches([sentence for sentence, _ in rows], tokenizer, length, ENCODER_BATCH)
     labels = [
         torch.tensor([label for _, label in rows[i : i + ENCODER_BATCH]]) for i in range(0, len(rows), ENCODER_BATCH)
     ]
+    check_ids(model.config, batches)
     right, sums = 0, _Sums()
     for i, (batch, wanted) in enumerate(zip(batches, labels, strict=True)):
         progress("evaluating", i, len(batches))
@@ -302,6 +325,7 @@ def _embedding(
         raise EvaluationError(f"{type(model).__name__} has no head, so it can only be compared: give --against DENSE")
     length = min(length, model.config.max_position_embeddings)
     batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
+    check_ids(model.config, batches)
     cosines: list[float] = []
     for i, batch in enumerate(batches):
         progress("evaluating", i, len(batches))

@@ -1,8 +1,9 @@
 """Open a model from wherever it is: a folder, a hub name, a GGUF file, or a checkpoint that PruneLM wrote."""
 
+import contextlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +35,18 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_DAMAGED = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -56,12 +69,20 @@ class Source:
         if self.gguf or not path.is_file():
             return None
         plan = read_json(path)
-        if plan.get("format") != FORMAT or not isinstance(plan.get("widths"), dict):
+        if plan.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path}: format {plan.get('format')!r} is not known here (this version reads {FORMAT}). "
                 "Upgrade prunelm, or prune the dense model again."
             )
+        _check_widths(path, plan.get("widths"))
         return plan
+
+
+def _check_widths(path: Path, widths: Any) -> None:
+    sites = widths.values() if isinstance(widths, dict) else [None]
+    for sizes in sites:
+        if not isinstance(sizes, dict) or not all(isinstance(n, int) and n > 0 for n in sizes.values()):
+            raise CheckpointError(f"{path}: widths must hold whole numbers above 0 per site; the file is damaged")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,7 +117,7 @@ def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickl
     if path.suffix == ".gguf":
         _check_gguf(path)
         return Source(name=str(name), folder=path.parent, gguf=path.name)
-    folder = path if path.is_dir() else _from_hub(str(name))
+    folder = path if path.is_dir() else _from_hub(str(name), allow_pickle)
     source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: not a model folder, it has no config.json")
@@ -106,11 +127,11 @@ def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickl
     return source
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, allow_pickle: bool) -> Path:
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CheckpointError(f"no such model: {name!r} is not a folder")
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=_WANTED + ["*.bin"] * allow_pickle))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).split("\n")[0][:120]
         raise CheckpointError(
@@ -188,35 +209,55 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
     else:
         cls = _class_named(source)
         options["trust_remote_code"] = source.trust_remote_code
-    try:
-        model, info = cls.from_pretrained(str(source.folder), output_loading_info=True, **options)
-    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{source.name}: cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from error
-    missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
+    with _answered(source, "cannot be loaded"):
+        model, info = cls.from_pretrained(
+            str(source.folder), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    if wrong:
+        raise CheckpointError(f"{source.name}: {len(wrong)} weights do not have the config's shapes, first {wrong[0]}")
+    missing = sorted(info["missing_keys"])
     if missing:
-        raise CheckpointError(f"{source.name}: {len(missing)} weights are missing or do not fit, first {missing[0]}")
+        raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
     return model.eval()
+
+
+@contextlib.contextmanager
+def _answered(source: Source, what: str) -> Iterator[None]:
+    """Whatever transformers makes of damaged files becomes one line."""
+    try:
+        yield
+    except PruneLMError:
+        raise
+    except _DAMAGED as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{source.name}: {what}: {lines[0][:300]}") from error
 
 
 def _class_named(source: Source) -> Any:
     raw = source.config()
     names = raw.get("architectures") or []
-    cls = getattr(transformers, names[0], None) if names else transformers.AutoModelForCausalLM
-    if cls is None and source.trust_remote_code:
-        return transformers.AutoModelForCausalLM
-    if cls is None or raw["model_type"] not in transformers.CONFIG_MAPPING:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source.name}: architectures in its config must be a list of class names")
+    if raw["model_type"] not in transformers.CONFIG_MAPPING and not source.trust_remote_code:
         raise UnsupportedModelError(
-            f"{source.name}: transformers has no class {names[0] if names else raw['model_type']!r}. If its code comes "
-            "with the checkpoint and you trust it, say --trust-remote-code."
+            f"{source.name}: transformers does not know model_type {raw['model_type']!r}. If its code comes with the "
+            "checkpoint and you trust it, say --trust-remote-code."
+        )
+    if not names or source.trust_remote_code:
+        return transformers.AutoModelForCausalLM
+    cls = getattr(transformers, names[0], None)
+    if cls is None:
+        raise UnsupportedModelError(
+            f"{source.name}: transformers has no class {names[0]!r}. If its code comes with the checkpoint and you "
+            "trust it, say --trust-remote-code."
         )
     return cls
 
 
 def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
-    try:
+    with _answered(source, "cannot be loaded"):
         model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), gguf_file=source.gguf, **options)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{source.name}: cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from error
     # The weights are plain floats from here on; without this, transformers refuses to save them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -231,7 +272,8 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
     Under `from_pretrained` building happens without memory, so sharding, dtype and devices stay its business.
     """
     raw = {k: v for k, v in source.config().items() if k != "per_layer_config"}
-    config = AutoConfig.for_model(**raw)
+    with _answered(source, "its config builds no model"):
+        config = AutoConfig.for_model(**raw)
     stock = _class_named(source)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -276,23 +318,19 @@ def skeleton(source: Source) -> PreTrainedModel:
         UnsupportedModelError: transformers does not know the model type.
     """
     plan = source.plan()
-    try:
+    with _answered(source, "its config builds no model"):
         if source.gguf is not None:
             config = AutoConfig.from_pretrained(str(source.folder), gguf_file=source.gguf)
-            cls: Any = transformers.AutoModelForCausalLM.from_config
+            cls: Any = transformers.AutoModelForCausalLM
         elif plan is not None and plan.get("loader") == "prunelm":
             cls, config = _narrowed_class(source, plan)
         else:
             cls = _class_named(source)
             config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
         with torch.device("meta"):
+            if cls is transformers.AutoModelForCausalLM:
+                return cls.from_config(config, trust_remote_code=source.trust_remote_code)
             return cls(config)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        if isinstance(error, PruneLMError):
-            raise
-        raise CheckpointError(
-            f"{source.name}: its config builds no model: {str(error).splitlines()[0][:300]}"
-        ) from error
 
 
 def stored_dtype(source: Source) -> torch.dtype:
@@ -309,7 +347,8 @@ def bytes_on_disk(source: Source) -> int:
     """Size of the weight files."""
     if source.gguf is not None:
         return (source.folder / source.gguf).stat().st_size
-    return sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
+    files = [*source.folder.glob("*.safetensors")] or [*source.folder.glob("*.bin")]
+    return sum(file.stat().st_size for file in files)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -319,13 +358,10 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         CheckpointError: there is none.
     """
     options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
-    try:
+    with _answered(source, "no tokenizer can be loaded from it"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(source.folder), trust_remote_code=source.trust_remote_code, **options
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(f"{source.name}: no tokenizer can be loaded from it: {why}") from error
     return tokenizer
 
 

@@ -58,8 +58,12 @@ class Budget:
         return self.target / self.total
 
     def share(self, parameters: int) -> str:
-        """Some parameters as the sparsity that a user would ask for."""
-        return f"{parameters / (self.asked_of or self.total):.4f}"
+        """Some parameters as the sparsity to ask for: the smallest with four digits that reaches them."""
+        return f"{math.ceil(parameters / (self.asked_of or self.total) * 10_000) / 10_000:.4f}"
+
+    def share_below(self, parameters: int) -> str:
+        """Some parameters as a sparsity: the largest with four digits that does not exceed them."""
+        return f"{math.floor(parameters / (self.asked_of or self.total) * 10_000) / 10_000:.4f}"
 
     def options(self, site: Site) -> list[int]:
         """Numbers of units that may be removed from a site, ascending, 0 included."""

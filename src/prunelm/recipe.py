@@ -101,6 +101,8 @@ class Recipe:
             ("min_units", 1),
             ("multiple_of", 0),
             ("similarity_sequences", 1),
+            ("similarity_rows", 0),
+            ("similarity_skip", 0),
         ):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name} must be at least {least}, got {getattr(self, name)}")

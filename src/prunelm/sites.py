@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .errors import ArchitectureError, UnsupportedModelError
+from .errors import ArchitectureError, RecipeError, UnsupportedModelError
 
 UNITS = ("group", "query")
 
@@ -212,9 +212,10 @@ def find_sites(model: PreTrainedModel, unit: str = "group") -> list[Site]:
     Raises:
         UnsupportedModelError: unknown family.
         ArchitectureError: the data does not fit the weights; the message names the layer and both sizes.
+        RecipeError: no such unit.
     """
     if unit not in UNITS:
-        raise ValueError(f"unit must be one of {UNITS}, got {unit!r}")
+        raise RecipeError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     architecture = architecture_of(model.config)
     prefix, blocks = find_blocks(model)
     sites = []
@@ -277,6 +278,8 @@ def _value_rows(
     if spec.value is None:
         return None
     path, part = spec.value
+    if path not in spec.producers:
+        raise ArchitectureError(f"site {spec.name!r}: its value layer {path!r} is none of its producers")
     rows = layout.positions(spec.producers[path])[0][part]
     queries = layout.per_kv if "group" in spec.consumer[1] else 1
     rows = rows[:, None, :].expand(-1, queries, -1)

@@ -134,7 +134,10 @@ def prune(
         raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE, or --self-generated")
     check_target(out, force=force)
     source = find_model(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    plan_counts(skeleton(source), chosen)
+    written = DTYPES[dtype] if dtype else stored_dtype(source)
+    shapes = skeleton(source)
+    need = planned(shapes, plan_counts(shapes, chosen))["parameters"] * written.itemsize
+    check_target(out, force=force, need_bytes=need)
     documents = read_documents(text) if text is not None and chosen.reads_text else None
     progress("loading", 0, 1)
     tokenizer = load_tokenizer(source) if chosen.reads_text or source.gguf else None
@@ -149,7 +152,7 @@ def prune(
         out,
         source=source,
         tokenizer=tokenizer,
-        dtype=DTYPES[dtype] if dtype else stored_dtype(source),
+        dtype=written,
         force=force,
     )
     progress("saving", 1, 1)

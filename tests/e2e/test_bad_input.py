@@ -352,7 +352,7 @@ def test_family_that_transformers_does_not_know(
 ) -> None:
     model = copied()
     edit_json(model / "config.json", model_type="zorp", architectures=["ZorpForCausalLM"])
-    refused("prune", model, tmp_path / "out", *L1, says=("Zorp", "--trust-remote-code"))
+    refused("prune", model, tmp_path / "out", *L1, says=("zorp", "--trust-remote-code"))
     # Its class exists: what is unknown is the model type.
     edit_json(model / "config.json", model_type="zorp", architectures=["LlamaForCausalLM"])
     refused("prune", model, tmp_path / "out", *L1, says=("'zorp'",))

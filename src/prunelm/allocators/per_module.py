@@ -36,7 +36,7 @@ def per_module(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
         raise BudgetError(
             f"sparsity {budget.share(budget.target)} ({budget.target:,} parameters) cannot be met by whole units: "
             f"{removed_all:,} would go. One step ({last.key}) is {step:,}; at most {most:,} can go, so ask for "
-            f"between {budget.share(step)} and {budget.share(most)}."
+            f"between {budget.share(step)} and {budget.share_below(most)}."
         )
     return counts, step
 

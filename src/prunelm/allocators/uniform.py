@@ -56,6 +56,6 @@ def _unmet(budget: Budget, kinds: dict[str, list[Site]], tried: set[int], step: 
     if budget.target < step or tried <= {0}:
         return f"{what}nothing would go. One step is {step:,}, so ask for at least {budget.share(step)}."
     if budget.target > most:
-        return f"{what}at most {most:,} can go, so ask for at most {budget.share(most)}."
+        return f"{what}at most {most:,} can go, so ask for at most {budget.share_below(most)}."
     near = max((r for r in tried if r <= budget.target), default=0)
     return f"{what}the nearest below is {budget.share(near)}. Ask for that, or use --per-block."

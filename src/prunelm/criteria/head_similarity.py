@@ -8,7 +8,7 @@ from ..errors import RecipeError
 from ..similarity import printed_removals, repaired_removals
 from ..sites import Site
 from . import Statistics, criterion
-from .second_moment import second_moment
+from .second_moment import FORMS, second_moment
 
 RULES = ("repaired", "printed")
 
@@ -16,6 +16,8 @@ RULES = ("repaired", "printed")
 def _needs(*, tau: float = 0.16, rule: str = "repaired", form: str = "exact") -> set[str]:
     if rule not in RULES:
         raise RecipeError(f"head-similarity: rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if form not in FORMS:
+        raise RecipeError(f"head-similarity: form must be one of {', '.join(FORMS)}, got {form!r}")
     return {"similarity"} | ({"consumer"} if form != "identity" else set())
 
 
