@@ -53,7 +53,8 @@ class Recipe:
         ridge: pull towards the present weights, relative to the mean diagonal of the second moment.
         samples, length: calibration sequences and tokens in each.
         calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
-        refit_text: `same` as the criterion reads, or `random-tokens` (uniform random token ids).
+        covariance_text: what covariances are taken from, for the Gaussian second moment and for refits: `same` as
+            everything else, or `random-tokens` (uniform random token ids).
         similarity_sequences, similarity_rows, similarity_skip: calibration sequences, query rows of each, and first
             rows left out, for the head similarity; `similarity_rows = 0` takes all.
         exclude_sink: leave the first key out of the head similarity.
@@ -80,7 +81,7 @@ class Recipe:
     samples: int = 64
     length: int = 512
     calibration: str = "text"
-    refit_text: str = "same"
+    covariance_text: str = "same"
     similarity_sequences: int = 16
     similarity_rows: int = 64
     similarity_skip: int = 8
@@ -94,7 +95,7 @@ class Recipe:
         _one_of(self, "unit", ("group", "query"))
         _one_of(self, "order", ("sequential", "one-shot"))
         _one_of(self, "calibration", ("text", "self-generated"))
-        _one_of(self, "refit_text", ("same", "random-tokens"))
+        _one_of(self, "covariance_text", ("same", "random-tokens"))
         for name, least in (
             ("samples", 1),
             ("length", 8),

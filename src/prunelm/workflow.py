@@ -181,7 +181,7 @@ def calibrate(
         causal = task_of(model) == "causal"
         found = sample_batches(documents, tokenizer, model.config, causal=causal, **sizes)
         found.facts["source"] = name or "text"
-    refit = random_tokens(model, tokenizer, **sizes) if recipe.refit_text == "random-tokens" else None
+    refit = random_tokens(model, tokenizer, **sizes) if recipe.covariance_text == "random-tokens" else None
     if recipe.reconstruction != "none":
         _check_rank(model, refit or found, recipe)
     return found, refit

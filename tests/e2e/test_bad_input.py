@@ -619,7 +619,7 @@ def test_heads_compared_where_there_are_none(
         ('[attention]\ncriterion = "head-similarity"\nform = "new"', ("form", "exact", "gaussian", "'new'")),
         ('order = "one-shot"\nreconstruction = "two-step"', ("one-shot", "'none'", "sequential")),
         ('order = "oneshot"', ("order", "Did you mean 'one-shot'")),
-        ('refit_text = "random"', ("refit_text", "Did you mean 'random-tokens'")),
+        ('covariance_text = "random"', ("covariance_text", "Did you mean 'random-tokens'")),
         ('calibration = "self"', ("calibration", "text", "self-generated")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

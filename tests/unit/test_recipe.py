@@ -63,7 +63,7 @@ def test_goa_as_printed_and_as_repaired() -> None:
     assert (printed.per_block, repaired.per_block) == (True, False)
     assert printed.reconstruction == repaired.reconstruction == "two-step"
     assert Recipe.load("goa-data-free").calibration == "self-generated"
-    assert Recipe.load("goa-data-free").refit_text == "random-tokens"
+    assert Recipe.load("goa-data-free").covariance_text == "random-tokens"
 
 
 # Replacing values.
