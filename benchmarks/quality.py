@@ -1,7 +1,7 @@
 """Quality of every recipe at several sizes, on text that decided nothing.
 
 SmolLM2-135M-Instruct: calibrated on C4 documents (the last 5 % of the file left out: they decided the defaults),
-evaluated on WikiText-2 raw test. MiniLM-SST2: calibrated on unlabelled training sentences, evaluated on the test file.
+evaluated on WikiText-2 raw test. MiniLM-SST2: calibrated on unlabeled training sentences, evaluated on the test file.
 tiny-gpt2: calibrated on C4, evaluated on the C4 documents left out.
 """
 

@@ -27,7 +27,7 @@ err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=
 
 Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the checkpoint.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modeling code that comes with the checkpoint.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept pickle weights, which can run any code.")]
 Length = Annotated[int, typer.Option(help="Tokens in an evaluation window.", min=2)]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens of text.", min=2)]

@@ -55,7 +55,7 @@ def read_documents(path: str | Path) -> list[str]:
     return found
 
 
-def read_labelled(path: str | Path) -> list[tuple[str, int]]:
+def read_labeled(path: str | Path) -> list[tuple[str, int]]:
     """(sentence, label) pairs of a .jsonl file with the fields `sentence` or `text`, and `label`.
 
     Raises:
@@ -69,7 +69,7 @@ def read_labelled(path: str | Path) -> list[tuple[str, int]]:
             )
         rows.append((_field(row, Path(path), number), row["label"]))
     if not rows:
-        raise DataError(f"{path}: the file holds no labelled line")
+        raise DataError(f"{path}: the file holds no labeled line")
     return rows
 
 

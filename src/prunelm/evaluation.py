@@ -21,7 +21,7 @@ from .data import (
     padded_batches,
     prefix_ids,
     read_documents,
-    read_labelled,
+    read_labeled,
     split_windows,
     token_ids,
 )
@@ -101,13 +101,13 @@ def evaluate(
     """The quality of a model on a text that it was not calibrated on.
 
     Causal models: exp of the mean next-token loss over non-overlapping windows of `length` tokens. Masked models: the
-    same over a seeded 15 % of tokens that are masked. Classifiers: accuracy on labelled lines. Bare encoders: cosine
+    same over a seeded 15 % of tokens that are masked. Classifiers: accuracy on labeled lines. Bare encoders: cosine
     to the dense model's embeddings.
 
     Args:
         model: in eval mode.
         tokenizer: of the model, and of `against`.
-        text: file or folder; see `read_documents`, and `read_labelled` for classifiers.
+        text: file or folder; see `read_documents`, and `read_labeled` for classifiers.
         against: the dense model, for KL, agreement and cosine.
         length: tokens in a window.
         max_tokens: stop after this many tokens of text.
@@ -282,7 +282,7 @@ def _accuracy(
     seed: int,
     progress: Progress,
 ) -> Evaluation:
-    rows = read_labelled(text)
+    rows = read_labeled(text)
     if max_tokens is not None:
         rows = _cut(rows, tokenizer, max_tokens)
     length = min(length, model.config.max_position_embeddings)

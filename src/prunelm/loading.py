@@ -107,7 +107,7 @@ def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickl
 
     Args:
         name: a Hugging Face folder, a hub name, or a .gguf file.
-        trust_remote_code: run modelling code that comes with the checkpoint.
+        trust_remote_code: run modeling code that comes with the checkpoint.
         allow_pickle: accept weights in pickle files, which can run any code when they are opened.
 
     Raises:

@@ -28,7 +28,7 @@ def head_similarity(
     """The Jensen-Shannon matrix of block `i`, from at most `sequences` sequences and `rows` query positions of each.
 
     The first `skip` rows of each sequence are left out: row 1 of a causal map has one entry, so all heads look alike
-    there. `exclude_sink` drops the first key (where unused attention collects) and renormalises.
+    there. `exclude_sink` drops the first key (where unused attention collects) and renormalizes.
 
     Differs: the paper uses every row of every sample; `rows = 0` and `skip = 0` do that.
     """

@@ -15,7 +15,7 @@ _WRITTEN_ELSEWHERE = ("model_type", "transformers_version", "architectures", "_n
 
 
 def stock_config(config: PreTrainedConfig, values: Mapping[str, int]) -> PreTrainedConfig | None:
-    """A stock config with the given fields, relabelled where only that can say them; None if nothing stock can."""
+    """A stock config with the given fields, relabeled where only that can say them; None if nothing stock can."""
     own = _build(config.model_type, config, values, {})
     if own is not None:
         return own

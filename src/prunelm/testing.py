@@ -56,7 +56,7 @@ _NO_HEAD_DIM = {"gpt2", "opt", "gpt_neox", "bert"}
 
 
 def tiny_model(name: str, *, seed: int = 0, model_class: str | None = None, **overrides: Any) -> PreTrainedModel:
-    """A randomly initialised model of a family, in float32 and eval mode, every parameter perturbed.
+    """A randomly initialized model of a family, in float32 and eval mode, every parameter perturbed.
 
     Fresh models have zero biases and unit norms, which hides faults in handling them: hence the perturbation.
     """
@@ -184,7 +184,7 @@ def site_statistics(model: PreTrainedModel, site: Site, *, seed: int = 0) -> Sta
 def check_criterion(
     name: str, build: Callable[[], PreTrainedModel], *, site_name: str, equivariant: bool = True, **options: Any
 ) -> None:
-    """Raise unless a criterion gives one finite score per unit, twice the same, and follows a relabelling of units.
+    """Raise unless a criterion gives one finite score per unit, twice the same, and follows a relabeling of units.
 
     Args:
         name: as registered.
@@ -204,8 +204,8 @@ def check_criterion(
     if not equivariant:
         return
     order = torch.randperm(site.n_units, generator=torch.Generator().manual_seed(1))
-    relabelled = criterion(site, _relabel_(site, statistics, order), **options)
-    assert torch.allclose(relabelled, scores[order], rtol=1e-6), f"{name}: scores do not follow a relabelling of units"
+    relabeled = criterion(site, _relabel_(site, statistics, order), **options)
+    assert torch.allclose(relabeled, scores[order], rtol=1e-6), f"{name}: scores do not follow a relabeling of units"
 
 
 @torch.no_grad()

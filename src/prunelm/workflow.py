@@ -120,7 +120,7 @@ def prune(
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         force: replace `out` if it exists.
         progress: called with (stage, done, total).
-        trust_remote_code: run modelling code that comes with the checkpoint.
+        trust_remote_code: run modeling code that comes with the checkpoint.
         allow_pickle: accept pickle weights.
         overrides: recipe fields to replace, as in `sparsity=0.3`.
 

@@ -20,7 +20,7 @@ from prunelm.data import (
     padded_batches,
     prefix_ids,
     read_documents,
-    read_labelled,
+    read_labeled,
     sample_batches,
     split_windows,
     token_ids,
@@ -109,18 +109,18 @@ def test_errors_of_texts_are_errors_of_the_user() -> None:
     assert issubclass(DataError, ValueError)
 
 
-def test_labelled_lines(tmp_path: Path) -> None:
-    path = tmp_path / "labelled.jsonl"
+def test_labeled_lines(tmp_path: Path) -> None:
+    path = tmp_path / "labeled.jsonl"
     path.write_text('{"sentence": "good", "label": 1}\n\n{"text": "bad", "label": 0, "more": null}\n')
-    assert read_labelled(path) == [("good", 1), ("bad", 0)]
+    assert read_labeled(path) == [("good", 1), ("bad", 0)]
 
 
 @pytest.mark.parametrize("label", ['"1"', "null", "0.5"])
 def test_labels_are_whole_numbers(label: str, tmp_path: Path) -> None:
-    path = tmp_path / "labelled.jsonl"
+    path = tmp_path / "labeled.jsonl"
     path.write_text(f'{{"sentence": "good", "label": 1}}\n{{"sentence": "bad", "label": {label}}}\n')
-    with pytest.raises(DataError, match=r"labelled\.jsonl, line 2: no whole-number field 'label'"):
-        read_labelled(path)
+    with pytest.raises(DataError, match=r"labeled\.jsonl, line 2: no whole-number field 'label'"):
+        read_labeled(path)
 
 
 # Tokens and windows.

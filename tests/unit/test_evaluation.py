@@ -42,8 +42,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("evaluation") / "labelled.jsonl"
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("evaluation") / "labeled.jsonl"
     rows = [{"sentence": line, "label": i % 2} for i, line in enumerate(LINES)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
@@ -199,15 +199,15 @@ def test_task_of(name: str, model_class: str | None, expected: str) -> None:
 
 
 @torch.no_grad()
-def test_accuracy_is_that_of_a_plain_loop(labelled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_accuracy_is_that_of_a_plain_loop(labeled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     model = build("bert", model_class="BertForSequenceClassification")
     choices = {
         line: int(model(input_ids=torch.tensor([byte_tokenizer(line)["input_ids"]])).logits.argmax())
         for line in DIFFERENT_LINES
     }
-    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    rows = [json.loads(line) for line in labeled.read_text().splitlines()]
     right = sum(choices[row["sentence"]] == row["label"] for row in rows)
-    found = evaluate(model, byte_tokenizer, labelled, against=model)
+    found = evaluate(model, byte_tokenizer, labeled, against=model)
     share = right / len(LINES)
     assert 0 < share < 1
     assert found.metric == "accuracy"
@@ -218,25 +218,25 @@ def test_accuracy_is_that_of_a_plain_loop(labelled: Path, byte_tokenizer: PreTra
     assert found.facts["predicted"] == len(LINES)
 
 
-def test_classifiers_stop_after_max_tokens(labelled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_classifiers_stop_after_max_tokens(labeled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     model = build("bert", model_class="BertForSequenceClassification")
-    found = evaluate(model, byte_tokenizer, labelled, max_tokens=50)
+    found = evaluate(model, byte_tokenizer, labeled, max_tokens=50)
     assert found.facts["tokens"] < 200
     assert found.facts["predicted"] < len(LINES)
 
 
-def test_a_labelled_file_without_lines(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_labeled_file_without_lines(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"none\.jsonl"):
         evaluate(build("bert", model_class="BertForSequenceClassification"), byte_tokenizer, tmp_path / "none.jsonl")
 
 
-def test_damaged_classifier_names_the_batch(labelled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_damaged_classifier_names_the_batch(labeled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     model = build("bert", model_class="BertForSequenceClassification")
     with torch.no_grad():
         model.classifier.bias[0] = torch.nan
-    with pytest.raises(EvaluationError, match=r"labelled\.jsonl: non-finite logits in batch 0"):
-        evaluate(model, byte_tokenizer, labelled)
+    with pytest.raises(EvaluationError, match=r"labeled\.jsonl: non-finite logits in batch 0"):
+        evaluate(model, byte_tokenizer, labeled)
 
 
 # Encoders without a class.

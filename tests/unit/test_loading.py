@@ -228,7 +228,7 @@ def test_tokenizer(tiny_folder: Callable[..., Path], copied: Callable[..., Path]
 
 @pytest.fixture
 def with_code(copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A folder with modelling code of its own, and the file that appears once that code has been run."""
+    """A folder with modeling code of its own, and the file that appears once that code has been run."""
     folder, marker = copied(), tmp_path / "marker"
     (folder / "modeling_mine.py").write_text(REMOTE.format(marker=str(marker)))
     mapped = {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}

@@ -19,7 +19,7 @@ def two_step(
     """Argmin over W', b' of E||y - W' x - b'||^2 + lam ||W' - W||^2: the layer refitted to dense outputs.
 
     W' = (E[y x^T] + lam W)(E[x x^T] + lam I)^-1, lam = ridge x mean diagonal of E[x x^T]; where the layer has a bias
-    the moments are centred and b' = E[y] - W' E[x]. One Cholesky of channel x channel, in float64.
+    the moments are centered and b' = E[y] - W' E[x]. One Cholesky of channel x channel, in float64.
 
     The driver applies it to the producers (step 1: y = their dense outputs, x = the drifted input), then to the
     consumer (step 2: x = its input recomputed with the new producers), before the module is scored and pruned.
