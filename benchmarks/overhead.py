@@ -91,11 +91,11 @@ def prefill() -> dict[str, Any]:
 
 
 def _flops(model: PreTrainedModel) -> float:
-    """Multiply-adds per token of a prompt: every linear layer, the head, and attention over half the prompt."""
-    config = model.config
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    """Multiply-adds of a prompt: every linear layer for every token, attention over half the prompt, the head once."""
+    config, head = model.config, model.get_output_embeddings()
+    linear = sum(m.weight.numel() for m in model.base_model.modules() if isinstance(m, torch.nn.Linear))
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * LENGTH
-    return float(linear + attention)
+    return float((linear + attention) * LENGTH + head.weight.numel())
 
 
 def memory(sizes: dict[str, int] | None) -> dict[str, Any]:

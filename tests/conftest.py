@@ -26,6 +26,7 @@ import jaxtyping
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -34,6 +35,8 @@ from prunelm.cli import main
 from prunelm.testing import tiny_model
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("repeatable")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
