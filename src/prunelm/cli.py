@@ -370,9 +370,6 @@ def _print_json(data: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Transformers' own bars and warnings stay off: errors are ours to explain."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -405,6 +402,9 @@ def _terminated(_signum: int, _frame: Any) -> NoReturn:
 
 def main() -> None:
     """Run the command line; errors that are answers to the user are one line and exit 1."""
+    # These are read when the libraries are imported, which happens inside the commands.
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGINT, _terminated)
     try:
