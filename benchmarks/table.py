@@ -52,8 +52,8 @@ def _smollm2(entries: Mapping[str, Any]) -> list[str]:
         f"± is the standard error over windows, shared by all rows. Dense: {_value(entries['dense'])}. No choice was "
         "made on this text.",
         "",
-        _row(["recipe", *(f"{s:.0%} of block parameters" for s in SPARSITIES), "seconds at 20 %"]),
-        _row(["---"] * (len(SPARSITIES) + 2)),
+        _row(["recipe", *(f"{s:.0%} of block parameters" for s in SPARSITIES)]),
+        _row(["---"] * (len(SPARSITIES) + 1)),
     ]
     cells = {s: {r: entries[f"{r} {s}"] for r in RECIPES if f"{r} {s}" in entries} for s in SPARSITIES}
     best = {s: min(mine, key=lambda r, m=mine: m[r]["evaluation"]["value"], default="") for s, mine in cells.items()}
@@ -62,8 +62,7 @@ def _smollm2(entries: Mapping[str, Any]) -> list[str]:
         for s in SPARSITIES:
             text = _value(cells[s][recipe]) if recipe in cells[s] else "not run"
             row.append(f"**{text}**" if best[s] == recipe else text)
-        timed = cells[0.2].get(recipe)
-        lines.append(_row([*row, f"{timed['seconds']:.0f}" if timed else ""]))
+        lines.append(_row(row))
     shares = {r: [f"{cells[s][r]['share_of_blocks']:.2%}" for s in SPARSITIES if r in cells[s]] for r in RECIPES}
     lines += ["", "Removed, as measured: " + "; ".join(f"{r} {', '.join(v)}" for r, v in shares.items() if v) + ".", ""]
     return lines
