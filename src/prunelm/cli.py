@@ -294,6 +294,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("", *(Path(row["model"]).name for row in rows))
     table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows))
     table.add_row("bytes on disk", *(f"{row['bytes']:,}" for row in rows))
+    table.add_row("as float16", *(f"{2 * row['parameters']:,}" for row in rows))
     quality = [dict(_quality(row["evaluation"])) if "evaluation" in row else {} for row in rows]
     for name in dict.fromkeys(name for measures in quality for name in measures):
         table.add_row(name, *(measures.get(name, "") for measures in quality))

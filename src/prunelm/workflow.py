@@ -239,7 +239,7 @@ def compare(
     """One row per model, the first being the dense one that the others are compared with.
 
     Parameters, bytes of the weight files, quality where a text is given, and prefill tokens per second, each pair of
-    dense and pruned model timed in turns.
+    dense and pruned model timed in turns (the dense row shows the last pair).
     """
     sources = [find_model(model, **access) for model in models]
     tokenizer = load_tokenizer(sources[0]) if text is not None else None
@@ -258,18 +258,13 @@ def compare(
             row["evaluation"] = evaluate_model(
                 model, tokenizer, text, against=against, length=length, max_tokens=max_tokens, progress=stage
             ).to_dict()
-        if speed:
-            row["tokens_per_second"], row["speedup"] = _speeds(dense, model)
         rows.append(row)
+        if speed and model is not dense:
+            before, after = prefill_speed([dense, model])
+            row |= {"tokens_per_second": after, "speedup": after / before}
+            rows[0] |= {"tokens_per_second": before, "speedup": 1.0}
     return rows
 
 
 def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:
     progress(f"{stage} {name}", done, total)
-
-
-def _speeds(dense: PreTrainedModel, model: PreTrainedModel) -> tuple[float, float]:
-    if model is dense:
-        return prefill_speed([dense])[0], 1.0
-    before, after = prefill_speed([dense, model])
-    return after, after / before
