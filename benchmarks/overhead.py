@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from prunelm.data import Batches, sample_batches
+from prunelm.data import Batches, sample_batches, sequences_at_once
 from prunelm.demo import language_reference, model_file
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.pruning import prune_
@@ -125,7 +125,8 @@ def _measure_memory(folder: str, samples: int) -> dict[str, Any]:
     weights = sum(p.numel() * 4 for p in model.parameters())
     ids = torch.randint(model.config.vocab_size, (samples, LENGTH), generator=torch.Generator().manual_seed(0))
     batches = Batches(
-        batches=[{"input_ids": b} for b in ids.split(8)], facts={"tokens": ids.numel(), "sequences": samples}
+        batches=[{"input_ids": b} for b in ids.split(sequences_at_once(LENGTH))],
+        facts={"tokens": ids.numel(), "sequences": samples},
     )
     prune_(model, batches, Recipe.load("goa-budget", sparsity=SPARSITY))
     channels = [site.consumer.layer.in_features for site in find_sites(load_model(find_model(folder)))[:2]]

@@ -11,14 +11,15 @@ import prunelm
 SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors"},
+    {"errors", "progress"},
     {"registry"},
-    {"sites", "moments"},
+    {"sites", "moments", "solver", "elimination"},
     {"stream", "plan", "architectures", "stock"},
-    {"similarity", "data", "speed"},
+    {"similarity", "data", "speed", "knapsack", "biases"},
     {"criteria", "allocators", "reconstructions", "generate"},
-    {"recipe"},
-    {"job", "card", "loading", "verify", "evaluation"},
+    {"recipe", "observation", "repairing"},
+    {"job", "sensitivity", "card", "loading", "verify", "evaluation"},
+    {"survey"},
     {"pruning"},
     {"checkpoint", "testing"},
     {"workflow"},

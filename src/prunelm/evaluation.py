@@ -26,11 +26,11 @@ from .data import (
     token_ids,
 )
 from .errors import DataError, EvaluationError
+from .progress import Progress, silent
 from .stream import Batch
 
 MASKED_SHARE = 0.15
 ENCODER_BATCH = 32
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def evaluate(
     length: int = 1024,
     max_tokens: int | None = None,
     seed: int = 0,
-    progress: Progress = lambda _stage, _done, _total: None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """The quality of a model on a text that it was not calibrated on.
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from .allocators import ALLOCATORS
+from .allocators import ALLOCATORS, Measured
+from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError
+from .knapsack import reach, unmet
 from .plan import Budget, Counts, prunable
 from .recipe import Recipe
 from .sites import Site, by_block, find_sites
@@ -16,18 +18,30 @@ from .stock import stock_config
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A recipe applied to a model's sizes: who may lose units, how many stay, and what to tell the user first."""
+    """A recipe applied to a model's sizes: who may lose units, how many stay, and what to tell the user first.
 
+    `counts` is None while the allocator waits for measurements of the model; `added` are biases that the model got.
+    """
+
+    everything: list[Site]
     sites: list[Site]
     budget: Budget
-    counts: Counts
+    counts: Counts | None
     step: int
     prunable: int
+    added: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def keeps(self, site: Site) -> int:
+        """How many units of a site stay; all of them where it may lose none."""
+        assert self.counts is not None
+        return self.counts.get(site.key, site.n_units)
 
 
 def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
     """How many units each site keeps under a recipe; touches no weight and reads no text.
+
+    Where the allocator needs measurements, only whether the budget can be met at all is known, and `counts` is None.
 
     Raises:
         BudgetError: whole units cannot meet the budget.
@@ -62,10 +76,49 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
         attention_share=recipe.attention_share,
         legal=(lambda _site, _kept: True) if recipe.per_block else _legal(model),
     )
-    counts, step = ALLOCATORS[recipe.allocator](chosen, budget)
+    job = Job(everything=everything, sites=chosen, budget=budget, counts=None, step=0, prunable=total, notes=notes)
+    if ALLOCATORS[recipe.allocator].needs is None:
+        return decide(job, recipe)
+    step, most = reach(chosen, budget)
+    if step == 0 or budget.target < step or most <= budget.target - step:
+        raise BudgetError(unmet(budget, step, most))
+    return job
+
+
+def prepare_(model: PreTrainedModel, recipe: Recipe) -> Job:
+    """The plan of a recipe, after giving consumers a bias where the recipe asks for one and the config has room.
+
+    Raises:
+        BudgetError: whole units cannot meet the budget; the model is as it was.
+    """
+    if not recipe.bias:
+        return plan_counts(model, recipe)
+    sites, without = missing_biases(model, recipe.sites)
+    added = add_biases_(model, sites)
+    try:
+        job = plan_counts(model, recipe)
+    except BudgetError:
+        remove_biases_(model, sites)
+        raise
+    if added:
+        flags = dict.fromkeys(site.spec.bias[0] for site in sites if site.spec.bias)
+        job.notes.append(f"{added:,} bias parameters were added ({', '.join(flags)}), for repairs to use")
+    if without:
+        kinds = " and ".join(without)
+        job.notes.append(f"{model.config.model_type}: its config gives {kinds} no bias, so repairs there have none")
+    return replace(job, added=added)
+
+
+def decide(job: Job, recipe: Recipe, *measured: Measured) -> Job:
+    """The job with its counts, by the recipe's allocator and what that needs.
+
+    Raises:
+        BudgetError: whole units cannot meet the budget, or blocks would differ where a stock config says one number.
+    """
+    counts, step = ALLOCATORS[recipe.allocator](job.sites, job.budget, *measured)
     if not recipe.per_block:
-        _check_uniform(everything, counts)
-    return Job(sites=chosen, budget=budget, counts=counts, step=step, prunable=total, notes=notes)
+        _check_uniform(job.everything, counts)
+    return replace(job, counts=counts, step=step)
 
 
 def _check_uniform(sites: list[Site], counts: Counts) -> None:

@@ -210,8 +210,15 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
         cls = _class_named(source)
         options["trust_remote_code"] = source.trust_remote_code
     with _answered(source, "cannot be loaded"):
+        weights = _unmapped(source.folder) if dtype is not None and not source.trust_remote_code else None
+        if weights is not None:
+            options |= {"state_dict": weights, "generation_config": _generation_config(source.folder)}
+            options["config"] = options.get("config") or AutoConfig.from_pretrained(str(source.folder))
         model, info = cls.from_pretrained(
-            str(source.folder), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            None if weights else str(source.folder),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
     if wrong:
@@ -220,6 +227,26 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
     if missing:
         raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
     return model.eval()
+
+
+def _unmapped(folder: Path) -> dict[str, Any] | None:
+    """Slices of the weights that are read from the files one by one; None where there are only pickle files.
+
+    Memory-mapped weights, the default of `from_pretrained`, stay resident until the last of them is gone, so a model
+    pruned in place would hold its dense weights to the end.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    files = [folder / name for name in sorted(names)]
+    if not all(file.is_file() for file in files):
+        return None
+    opened: list[Any] = [safe_open(file, framework="pt", backend="pread") for file in files]
+    return {key: file.get_slice(key) for file in opened for key in file.keys()}  # noqa: SIM118
+
+
+def _generation_config(folder: Path) -> transformers.GenerationConfig | None:
+    there = (folder / "generation_config.json").is_file()
+    return transformers.GenerationConfig.from_pretrained(str(folder)) if there else None
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ Chunks are multiplied in float32 and summed in float64, so order and chunking ch
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import CalibrationError
@@ -45,13 +45,13 @@ class Moments:
 
     @property
     def second_moment(self) -> Float[Tensor, "channel channel"]:
-        """E[a a^T]; needs the full Gram matrix."""
+        """E[a a^T] as a new matrix; needs the full Gram matrix."""
         return self._whole() / self.tokens
 
     @property
     def covariance(self) -> Float[Tensor, "channel channel"]:
         """E[a a^T] - E[a] E[a]^T; needs the full Gram matrix."""
-        return self.second_moment - torch.outer(self.mean, self.mean)
+        return self.second_moment.addr_(self.mean, self.mean, alpha=-1)
 
     def _whole(self) -> Float[Tensor, "channel channel"]:
         if not self.full:
@@ -91,6 +91,38 @@ class CrossMoments:
         self.cross += y.T @ x
         self.y_square += y.square().sum(0, dtype=torch.float64)
 
+    @classmethod
+    def of_layer(
+        cls, x: Moments, weight: Float[Tensor, "out channel"], bias: Float[Tensor, " out"] | None
+    ) -> "CrossMoments":
+        """Moments of an input with the layer's own output y = W x + b, from the input's moments alone."""
+        w = weight.double()
+        twin = object.__new__(cls)
+        twin.x = x
+        twin.cross = w @ x.gram
+        twin.y_total = w @ x.total
+        twin.y_square = (twin.cross * w).sum(1)
+        if bias is not None:
+            b = bias.double()
+            twin.y_square += 2 * b * twin.y_total + x.tokens * b.square()
+            twin.cross += torch.outer(b, x.total)
+            twin.y_total += x.tokens * b
+        return twin
+
+    def blended(
+        self, weight: Float[Tensor, "out channel"], bias: Float[Tensor, " out"] | None, share: float
+    ) -> "CrossMoments":
+        """The same moments for the target share x y + (1 - share) x (W x + b)."""
+        own = CrossMoments.of_layer(self.x, weight, bias)
+        both = (weight.double() * self.cross).sum(1)
+        if bias is not None:
+            both += bias.double() * self.y_total
+        rest = 1 - share
+        own.y_square = rest**2 * own.y_square + 2 * share * rest * both + share**2 * self.y_square
+        own.cross = share * self.cross + rest * own.cross
+        own.y_total = share * self.y_total + rest * own.y_total
+        return own
+
     def mapped(self, weight: Float[Tensor, "out target"], bias: Float[Tensor, " out"] | None) -> "CrossMoments":
         """The same moments for the target W y + b; target squares are not kept, so no residual can be asked of it."""
         w = weight.double()
@@ -104,11 +136,19 @@ class CrossMoments:
             twin.y_total += self.x.tokens * bias.double()
         return twin
 
-    def residual(self, weight: Float[Tensor, "out channel"], bias: Float[Tensor, " out"] | None) -> float:
-        """E||y - W x - b||^2 / E||y||^2, in closed form; 0 is a perfect fit."""
+    def residual(
+        self,
+        weight: Float[Tensor, "out kept"],
+        bias: Float[Tensor, " out"] | None,
+        kept: Int[Tensor, " kept"] | None = None,
+    ) -> float:
+        """E||y - W x - b||^2 / E||y||^2, in closed form; 0 is a perfect fit. `kept` are the channels that W reads."""
         w = weight.double()
         b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else bias.double()
         n = self.x.tokens
-        fit = (w @ self.x.gram * w).sum() + 2 * (b * (w @ self.x.total)).sum() + n * b.square().sum()
-        both = (w * self.cross).sum() + (b * self.y_total).sum()
+        gram, total, cross = self.x.gram, self.x.total, self.cross
+        if kept is not None:
+            gram, total, cross = gram[kept][:, kept], total[kept], cross[:, kept]
+        fit = (w @ gram * w).sum() + 2 * (b * (w @ total)).sum() + n * b.square().sum()
+        both = (w * cross).sum() + (b * self.y_total).sum()
         return float((self.y_square.sum() - 2 * both + fit) / self.y_square.sum().clamp_min(1e-300))

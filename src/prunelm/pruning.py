@@ -2,40 +2,37 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .allocators import ALLOCATORS
 from .criteria import CRITERIA, Statistics
 from .data import Batches
-from .errors import CalibrationError, RecipeError
-from .job import Job, plan_counts
+from .errors import RecipeError
+from .job import Job, decide, prepare_
 from .moments import CrossMoments, Moments
+from .observation import Observed, first_producer, observe, observe_pair
 from .plan import Plan, top_units
+from .progress import Progress, silent
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
-from .similarity import head_similarity
+from .repairing import repaired
 from .sites import Site, bias_of, by_block, find_blocks, narrow_, set_weight_, weight_of
-from .stream import BlockStream
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, steps in all)."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that tells nobody."""
+from .stream import BlockStream, release_memory
+from .survey import score, similarity_of, survey
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What was done to a model, in numbers.
 
-    `sites`: per site the kept units out of how many and the errors measured; `notes`: what a user must know.
+    `added`: bias parameters that the recipe asked for, part of `parameters_after`. `sites`: per site the kept units out
+    of how many and the errors measured; `notes`: what a user must know.
     """
 
     recipe: Recipe
@@ -47,11 +44,12 @@ class Report:
     calibration: dict[str, Any]
     notes: list[str]
     seconds: float
+    added: int = 0
 
     @property
     def sparsity_of_blocks(self) -> float:
         """Share of the prunable parameters of the blocks that went."""
-        return (self.parameters_before - self.parameters_after) / self.prunable
+        return (self.parameters_before + self.added - self.parameters_after) / self.prunable
 
     @property
     def sparsity_of_model(self) -> float:
@@ -72,7 +70,7 @@ def prune_(
 
     Args:
         model: any model of a known family, in eval mode.
-        calibration: what criteria read.
+        calibration: what criteria and repairs read; the share `recipe.held_out` of its sequences judges the repairs.
         recipe: every choice that changes the numbers.
         refit: what covariances are taken from, for the Gaussian second moment and for refits; the same as
             `calibration` by default.
@@ -83,9 +81,12 @@ def prune_(
         CalibrationError: statistics are not finite or cannot determine a refit; names the block.
     """
     start = time.perf_counter()
-    job = plan_counts(model, recipe)
     before = sum(p.numel() for p in model.parameters())
+    job = prepare_(model, recipe)
     work = _Work(model, calibration, refit, recipe, job)
+    if job.counts is None:
+        work.allocate(progress)
+        job = work.job
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(last + 1):
@@ -106,13 +107,14 @@ def prune_(
         calibration={"criterion": calibration.facts, "refit": (refit or calibration).facts},
         notes=job.notes,
         seconds=time.perf_counter() - start,
+        added=job.added,
     )
 
 
 def share_config_(model: PreTrainedModel, job: Job) -> None:
     """Give the model's config the widths that all blocks now have, and every block that config again."""
     for site in job.sites:
-        for name, value in site.config_values(job.counts[site.key]).items():
+        for name, value in site.config_values(job.keeps(site)).items():
             setattr(model.config, name, value)
     _, blocks = find_blocks(model)
     for module in blocks.modules():
@@ -131,25 +133,51 @@ class _Work:
         self.report: dict[str, dict[str, Any]] = {}
         self.owed = 0
         self.drifted = False
-        self.refit = RECONSTRUCTIONS[recipe.reconstruction] if recipe.reconstruction != "none" else None
-        batches = list(calibration.batches)
-        self.scored = range(len(batches))
-        self.sequences = sum(len(batch["input_ids"]) for batch in batches)
-        self.fitted = self.scored
+        chosen = RECONSTRUCTIONS[recipe.reconstruction]
+        self.refit = chosen if chosen.stage == "refit" else None
+        self.repair = chosen if chosen.stage == "repair" else None
+        fit, held = calibration.split(recipe.held_out if self.repair is not None else 0.0)
+        batches = [*fit.batches, *held.batches]
+        scored = range(len(fit.batches))
+        self.held = range(len(scored), len(batches))
+        self.fitted = scored
         if refit is not None:
+            self.fitted = range(len(batches), len(batches) + len(refit.batches))
             batches += refit.batches
-            self.fitted = range(len(self.scored), len(batches))
+        self.measured = {"consumer": scored, "held": self.held, "producer": self.fitted}
         self.needs = {s.name: self._needs(s) for s in job.sites}
         reads = any(self.needs.values()) or self.refit is not None
         self.stream = BlockStream(model, batches if reads else [])
-        self.dense = self.stream.fork() if self.refit is not None else None
+        two_streams = self.refit is not None or (self.repair is not None and recipe.dense_share > 0)
+        self.dense = self.stream.fork() if two_streams else None
 
     def _needs(self, site: Site) -> frozenset[str]:
         scoring = self.recipe.scoring(site.name)
         needs = CRITERIA[scoring.criterion].needs(**scoring.options)
         if "similarity" in needs and site.spec.probabilities is None:
             raise RecipeError(f"criterion {scoring.criterion!r} compares heads, and {site.name} has none")
+        if self.repair is not None:
+            needs |= {"gram"} | ({"held"} if self.held else frozenset())
         return needs
+
+    def allocate(self, progress: Progress) -> None:
+        """Decide how many units stay by a pass over the dense model; nothing is changed."""
+        wanted = ALLOCATORS[self.recipe.allocator].needs
+        assert wanted is not None
+        found = survey(
+            self.stream.fork(),
+            self.measured["consumer"],
+            self.held,
+            self.recipe,
+            self.job,
+            self.needs,
+            price=wanted == "damage",
+            progress=progress,
+        )
+        measured = found.measured(wanted, self.job.sites, self.job.budget)
+        self.job = decide(self.job, self.recipe, measured)
+        for key, points in found.prices.items():
+            self.report[key] = {"prices": points}
 
     def block_(self, i: int, sites: Sequence[Site], *, advance: bool) -> None:
         """Prune the sites of block `i` and carry the streams through it."""
@@ -159,22 +187,22 @@ class _Work:
         original = copy.deepcopy(self.stream.blocks[i]) if self.dense is not None and sites else None
         passed = False
         for site in sites:
+            release_memory()
             moments = None
-            if self.dense is not None and original is not None and self.drifted:
+            if self.refit is not None and original is not None and self.drifted:
                 passed = site is sites[-1]
-                moments = self._refit_(i, site, self.dense, original, advance=passed)
+                moments = self._refit_(i, site, original, advance=passed)
             if self._untouched(site):
                 self._keep_all(site)
                 continue
-            statistics = self._statistics(i, site, moments)
-            self._narrow_(site, self._score(site, statistics), statistics)
+            self._prune_(site, self._observed(i, site, moments), original)
             self.drifted = True
         if advance:
             self._advance(i, original, passed)
 
     def _untouched(self, site: Site) -> bool:
         """Whether the plan takes nothing from the site, so that it need not be scored."""
-        return not self.recipe.per_block and self.job.counts[site.key] == site.n_units
+        return not self.recipe.per_block and self.job.keeps(site) == site.n_units
 
     def _keep_all(self, site: Site) -> None:
         entry = self.report.setdefault(site.key, {})
@@ -184,7 +212,7 @@ class _Work:
     def _advance(self, i: int, original: nn.Module | None, passed: bool) -> None:
         """Carry both streams through block `i`; the dense one through its dense weights, unless it has passed."""
         if self.dense is not None and self.drifted and not passed:
-            for b in self.fitted:
+            for b in range(len(self.dense.batches)):
                 self.dense.hidden[b] = self.dense.run(i, b, original)
         self.stream.advance(i)
         if self.dense is not None and not self.drifted:
@@ -195,137 +223,100 @@ class _Work:
         for site in [site for site in sites if self._untouched(site)]:
             self._keep_all(site)
         sites = [site for site in sites if not self._untouched(site)]
-        similar = {site.key: self._similarity(i, site) for site in sites if "similarity" in self.needs[site.name]}
-        seen = self._observe(i, sites, advance=advance)
+        similar = {s.key: self._similarity(s) for s in sites}
+        seen = observe(self.stream, i, sites, self.needs, self.measured, advance=advance)
         for site in sites:
-            consumer, producer = seen[site.key]
-            statistics = Statistics(
-                consumer=consumer, producer=producer, similarity=similar.get(site.key), seed=self.recipe.seed
-            )
-            self._narrow_(site, self._score(site, statistics), statistics)
+            self._prune_(site, seen[site.key], None, similar[site.key])
 
-    def _statistics(self, i: int, site: Site, moments: tuple[Moments, Moments] | None) -> Statistics:
-        """What the site's criterion reads, measured on the stream as it now is."""
-        if moments is not None and self.fitted is self.scored:
-            producer, consumer = moments
-        else:
-            consumer, producer = self._observe(i, [site], advance=False)[site.key]  # type: ignore[assignment]
-        similarity = self._similarity(i, site) if "similarity" in self.needs[site.name] else None
-        return Statistics(consumer=consumer, producer=producer, similarity=similarity, seed=self.recipe.seed)
+    def _observed(self, i: int, site: Site, moments: tuple[Moments, Moments] | None) -> Observed:
+        """What the site's criterion and repair read, measured on the stream as it now is."""
+        if moments is not None and self.fitted is self.measured["consumer"]:
+            return Observed(producer=moments[0], consumer=moments[1])
+        return observe(self.stream, i, [site], self.needs, self.measured, advance=False)[site.key]
 
-    def _similarity(self, i: int, site: Site) -> Tensor:
-        recipe = self.recipe
-        assert site.spec.probabilities is not None
-        return head_similarity(
-            self.stream,
-            i,
-            site.spec.probabilities,
-            sequences=min(recipe.similarity_sequences, self.sequences),
-            rows=recipe.similarity_rows,
-            skip=recipe.similarity_skip,
-            exclude_sink=recipe.exclude_sink,
+    def _prune_(self, site: Site, seen: Observed, original: nn.Module | None, similarity: Tensor | None = None) -> None:
+        """Score the site's units, choose, repair the consumer for what goes, narrow."""
+        if similarity is None:
+            similarity = self._similarity(site)
+        statistics = Statistics(
+            consumer=seen.consumer, producer=seen.producer, similarity=similarity, seed=self.recipe.seed
         )
+        scores = score(site, statistics, self.recipe)
+        kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)
+        entry = self.report.setdefault(site.key, {})
+        entry |= {"units": site.n_units, "kept": len(kept)}
+        if seen.consumer is not None:
+            entry["removed_energy"] = removed_energy(site, seen.consumer, kept)
+        solved = self._repair(site, seen, original, kept) if self.repair is not None else None
+        narrow_(site, kept)
+        if solved is not None:
+            set_weight_(site.consumer.layer, *solved)
+        self.kept[site.key] = kept
 
-    def _observe(
-        self, i: int, sites: Sequence[Site], *, advance: bool
-    ) -> dict[str, tuple[Moments | None, Moments | None]]:
-        """Moments of the consumer's and the producers' inputs of some sites, as far as their criteria need them.
-
-        The covariance of the producers' input is read from the batches for refits, where those are others.
-        """
-        wanted: dict[tuple[str, str], tuple[str, Moments]] = {}
-        for site in sites:
-            for need in self.needs[site.name] & {"consumer", "producer"}:
-                path = site.spec.consumer[0] if need == "consumer" else _first_producer(site)
-                channels = weight_of(site.root.get_submodule(path)).shape[1]
-                wanted[site.key, need] = (path, Moments(channels, full=need == "producer"))
-        for b in range(len(self.stream.batches)):
-            now = [w for (_, need), w in wanted.items() if b in (self.fitted if need == "producer" else self.scored)]
-            if now or advance:
-                found = self.stream.capture(i, b, [path for path, _ in now], advance=advance)
-                for (_, moments), a in zip(now, found, strict=True):
-                    moments.update(a)
-        for (key, _), (_, moments) in wanted.items():
-            moments.check(f"block {i}, {key}")
-        none = ("", None)
-        return {
-            site.key: (wanted.get((site.key, "consumer"), none)[1], wanted.get((site.key, "producer"), none)[1])
-            for site in sites
+    def _repair(
+        self, site: Site, seen: Observed, original: nn.Module | None, kept: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The consumer's weight over its kept columns, and its bias."""
+        assert self.repair is not None
+        assert seen.consumer is not None
+        layer, share = site.consumer.layer, self.recipe.dense_share
+        weight, bias = weight_of(layer), bias_of(layer)
+        exit_ = site.spec.consumer[0]
+        targets: list[CrossMoments | None] = []
+        for batches, moments in ((self.measured["consumer"], seen.consumer), (self.held, seen.held)):
+            if moments is None:
+                targets.append(None)
+            elif original is None or not self.drifted or self.dense is None:
+                targets.append(CrossMoments.of_layer(moments, weight, bias))
+            else:
+                through, at = original.get_submodule(exit_), (self.stream, self.dense, site.block)
+                pair = observe_pair(*at, exit_, batches, original=original, through=through, advance=False)
+                targets.append(pair.blended(weight, bias, share))
+        assert targets[0] is not None
+        columns = site.consumer.keep(kept)
+        found = repaired(self.repair, weight, bias, targets[0], targets[1], columns, ridge=self.recipe.ridge)
+        self.report[site.key] |= {
+            "repair": found.how,
+            "ridge": found.ridge,
+            "held_out_errors" if self.held else "errors": found.errors,
         }
+        return found.weight, found.bias
 
-    def _refit_(
-        self, i: int, site: Site, dense: BlockStream, original: nn.Module, *, advance: bool
-    ) -> tuple[Moments, Moments]:
+    def _similarity(self, site: Site) -> Tensor | None:
+        return similarity_of(self.stream, self.measured["consumer"], site, self.recipe, self.needs[site.name])
+
+    def _refit_(self, i: int, site: Site, original: nn.Module, *, advance: bool) -> tuple[Moments, Moments]:
         """Refit the producers, then the consumer, to the dense outputs; the moments of both layers' inputs now.
 
         Source: arXiv 2407.19126, Algorithms 1, 3 and 4 (steps 1 and 2).
         """
         assert self.refit is not None
-        block = self.stream.blocks[i]
-        entry, (exit_, _) = _first_producer(site), site.spec.consumer
-        step1 = self._cross(i, entry, dense, original, None, advance=False)
+        assert self.dense is not None
+        block, ridge = self.stream.blocks[i], self.recipe.ridge
+        entry, exit_ = first_producer(site), site.spec.consumer[0]
+        pair = (self.stream, self.dense, i)
+        step1 = observe_pair(*pair, entry, self.fitted, original=original, through=None, advance=False)
         step1.x.check(f"block {i}, {site.key}")
         for path in site.spec.producers:
             if path not in site.spec.normed:
                 layer = block.get_submodule(path)
                 weight, bias = weight_of(layer), bias_of(layer)
-                set_weight_(layer, *self.refit(weight, bias, step1.mapped(weight, bias), ridge=self.recipe.ridge))
-        layer = block.get_submodule(exit_)
-        step2 = self._cross(i, exit_, dense, original, original.get_submodule(exit_), advance=advance)
+                all_ = torch.arange(weight.shape[1])
+                set_weight_(layer, *self.refit(weight, bias, step1.mapped(weight, bias), all_, ridge=ridge))
+        layer, through = block.get_submodule(exit_), original.get_submodule(exit_)
+        step2 = observe_pair(*pair, exit_, self.fitted, original=original, through=through, advance=advance)
         step2.x.check(f"block {i}, {site.key}")
-        before = step2.residual(weight_of(layer), bias_of(layer))
-        refitted = self.refit(weight_of(layer), bias_of(layer), step2, ridge=self.recipe.ridge)
+        weight, bias = weight_of(layer), bias_of(layer)
+        before = step2.residual(weight, bias)
+        refitted = self.refit(weight, bias, step2, torch.arange(weight.shape[1]), ridge=ridge)
         set_weight_(layer, *refitted)
-        self.report[site.key] = {"drift_error": before, "refit_error": step2.residual(*refitted)}
+        self.report.setdefault(site.key, {})
+        self.report[site.key] |= {"drift_error": before, "refit_error": step2.residual(*refitted)}
         return step1.x, step2.x
-
-    def _cross(
-        self,
-        i: int,
-        path: str,
-        dense: BlockStream,
-        original: nn.Module,
-        through: nn.Module | None,
-        *,
-        advance: bool,
-    ) -> CrossMoments:
-        """Moments of a layer's drifted input with its dense input, or with what `through` makes of the dense input."""
-        moments: CrossMoments | None = None
-        for b in self.fitted:
-            (target,) = dense.capture(i, b, [path], block=original, advance=advance)
-            (x,) = self.stream.capture(i, b, [path])
-            if through is not None:
-                bias = bias_of(through)
-                target = nn.functional.linear(target, weight_of(through), bias)
-            if moments is None:
-                moments = CrossMoments(target.shape[1], x.shape[1])
-            moments.update(target, x)
-        assert moments is not None
-        return moments
-
-    def _score(self, site: Site, statistics: Statistics) -> Float[Tensor, " unit"]:
-        scoring = self.recipe.scoring(site.name)
-        scores = CRITERIA[scoring.criterion](site, statistics, **scoring.options)
-        if scores.shape != (site.n_units,) or not bool(torch.isfinite(scores).all()):
-            raise CalibrationError(
-                f"block {site.block}, {site.key}: criterion {scoring.criterion!r} gave "
-                f"{int((~torch.isfinite(scores)).sum())} non-finite scores for {site.n_units} units"
-            )
-        return scores
-
-    def _narrow_(self, site: Site, scores: Float[Tensor, " unit"], statistics: Statistics) -> None:
-        keep = self._keep(site, int((scores < 0).sum()))
-        kept = top_units(scores, keep, site.strata)
-        entry = self.report.setdefault(site.key, {})
-        entry |= {"units": site.n_units, "kept": len(kept)}
-        if statistics.consumer is not None:
-            entry["removed_energy"] = removed_energy(site, statistics.consumer, kept)
-        narrow_(site, kept)
-        self.kept[site.key] = kept
 
     def _keep(self, site: Site, demanded: int) -> int:
         """How many units stay: the plan's number, less where a criterion demands more, made up for by later FFNs."""
-        planned = self.job.counts[site.key]
+        planned = self.job.keeps(site)
         if not self.recipe.per_block:
             return planned
         floor = max(site.n_units - demanded, self.recipe.min_units * site.strata, planned - self._affordable(site))
@@ -341,13 +332,8 @@ class _Work:
     def _affordable(self, site: Site) -> int:
         """Units beyond the plan that FFNs from this block on can make up for by losing less than planned."""
         later = [s for s in self.job.sites if s.block >= site.block and s.spec.probabilities is None]
-        payable = sum((s.n_units - self.job.counts[s.key]) * s.cost for s in later if s.key not in self.kept)
+        payable = sum((s.n_units - self.job.keeps(s)) * s.cost for s in later if s.key not in self.kept)
         return max(0, payable - self.owed) // site.cost
-
-
-def _first_producer(site: Site) -> str:
-    """The path of the layer whose input all producers share."""
-    return next(iter(site.spec.producers))
 
 
 def removed_energy(site: Site, moments: Moments, kept: Tensor) -> float:

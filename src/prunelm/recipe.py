@@ -50,7 +50,13 @@ class Recipe:
         attention, ffn: criterion and options for each kind of site.
         order: `sequential` (each site sees the already pruned prefix) or `one-shot` (statistics of the dense model).
         reconstruction: what is done to a module's dense weights before it is scored.
-        ridge: pull towards the present weights, relative to the mean diagonal of the second moment.
+        ridge: pull towards the present weights, relative to the mean diagonal of the second moment (refits) or to
+            each channel's own energy (repairs, where held-out tokens move it by factors of ten).
+        bias: give consumers a bias, for repairs to use, where the family's config can say so (Llama: `attention_bias`,
+            `mlp_bias`); layers that have one use it anyway.
+        held_out: share of the calibration sequences that judges repairs and takes no part in them; 0 judges nothing.
+        dense_share: of a repair's target, what the dense model gives on its own inputs; the rest is what the present
+            weights give on the inputs behind the pruned prefix.
         samples, length: calibration sequences and tokens in each.
         calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
         covariance_text: what covariances are taken from, for the Gaussian second moment and for refits: `same` as
@@ -78,6 +84,9 @@ class Recipe:
     order: str = "sequential"
     reconstruction: str = "none"
     ridge: float = 0.01
+    bias: bool = False
+    held_out: float = 0.0
+    dense_share: float = 0.0
     samples: int = 64
     length: int = 512
     calibration: str = "text"
@@ -112,10 +121,25 @@ class Recipe:
                 raise RecipeError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
         if not self.sites or set(self.sites) - {"attention", "ffn"}:
             raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(self.sites) or 'none'}")
-        if self.order == "one-shot" and self.reconstruction != "none":
-            raise RecipeError("order 'one-shot' sees no drift: use reconstruction 'none', or order 'sequential'")
-        ALLOCATORS[self.allocator]
-        RECONSTRUCTIONS[self.reconstruction]
+        for name, most in (("held_out", 0.5), ("dense_share", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise RecipeError(f"{name} must be in [0, {most:g}], got {getattr(self, name)}")
+        needs = ALLOCATORS[self.allocator].needs
+        if needs == "damage" and not self.held_out:
+            raise RecipeError(
+                f"allocator {self.allocator!r} prices errors on held-out tokens: held_out must be above 0, as in 0.125"
+            )
+        if needs is not None and not self.per_block:
+            raise RecipeError(
+                f"allocator {self.allocator!r} gives blocks different widths: it needs per_block (opens with "
+                "prunelm.load), or use allocator 'uniform'"
+            )
+        stage = RECONSTRUCTIONS[self.reconstruction].stage
+        if self.order == "one-shot" and (stage == "refit" or self.dense_share):
+            raise RecipeError(
+                "order 'one-shot' sees no drift: use another reconstruction than a refit and dense_share 0, or order "
+                "'sequential'"
+            )
         for scoring in (self.attention, self.ffn):
             _check_options(scoring)
         self.block_range(1)
@@ -124,6 +148,8 @@ class Recipe:
     def reads_text(self) -> bool:
         """Whether any part of the recipe looks at activations."""
         scorings = [self.scoring(name) for name in self.sites]
+        if ALLOCATORS[self.allocator].needs == "damage":
+            return True
         return self.reconstruction != "none" or any(CRITERIA[s.criterion].needs(**s.options) for s in scorings)
 
     def block_range(self, n_blocks: int) -> range:

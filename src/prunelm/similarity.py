@@ -6,6 +6,9 @@ from torch import Tensor
 
 from .stream import BlockStream
 
+TOKENS_AT_ONCE = 512
+"""Whole attention maps are large, so few sequences are looked at at a time."""
+
 
 def jensen_shannon(p: Float[Tensor, "head row key"]) -> Float[Tensor, "head head"]:
     """D_ij = mean over rows of JSD(p_i || p_j), in nats: 0 for equal heads, at most ln 2 = 0.693.
@@ -32,21 +35,22 @@ def head_similarity(
 
     Differs: the paper uses every row of every sample; `rows = 0` and `skip = 0` do that.
     """
-    total, seen, counted = torch.zeros(()), 0, 0
+    total, left, counted = torch.zeros(()), sequences, 0
     for b, batch in enumerate(stream.batches):
-        first = min(sequences - seen, len(batch["input_ids"]))
-        if first <= 0:
-            break
-        p = stream.attention_probabilities(i, b, path, first).float()
-        real = stream.rows[b]
-        mask = torch.ones(p.shape[0], p.shape[2], dtype=torch.bool) if real is None else real.reshape(-1, p.shape[2])
-        for sequence in range(first):
-            chosen = _spaced_rows(p[sequence], mask[sequence], rows, skip)
-            if exclude_sink:
-                chosen = chosen[..., 1:] / chosen[..., 1:].sum(-1, keepdim=True).clamp_min(1e-12)
-            total = total + jensen_shannon(chosen) * chosen.shape[1]
-            counted += chosen.shape[1]
-            seen += 1
+        count, length = batch["input_ids"].shape
+        step = max(1, TOKENS_AT_ONCE // length)
+        for start in range(0, min(left, count), step):
+            part = slice(start, min(start + step, left, count))
+            p = stream.attention_probabilities(i, b, path, part).float()
+            real = stream.rows[b]
+            mask = torch.ones(len(p), length, dtype=torch.bool) if real is None else real.reshape(count, length)[part]
+            for one, tokens in zip(p, mask, strict=True):
+                chosen = _spaced_rows(one, tokens, rows, skip)
+                if exclude_sink:
+                    chosen = chosen[..., 1:] / chosen[..., 1:].sum(-1, keepdim=True).clamp_min(1e-12)
+                total = total + jensen_shannon(chosen) * chosen.shape[1]
+                counted += chosen.shape[1]
+        left -= min(left, count)
     return total / counted
 
 

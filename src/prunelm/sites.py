@@ -25,7 +25,8 @@ class SiteSpec:
     """One kind of site as data; paths are relative to the block.
 
     A layout says how units lie along an axis: `channel` (1 position), `head` (head_dim), `group` (head_dim x query
-    heads per KV head); `+` joins parts inside one unit, `|` puts blocks of all units side by side.
+    heads per KV head); `+` joins parts inside one unit, `|` puts blocks of all units side by side. `bias` is the config
+    flag that gives the consumer a bias, with all the layers that get one then.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SiteSpec:
     probabilities: str | None = None
     value: tuple[str, int] | None = None
     normed: tuple[str, ...] = ()
+    bias: tuple[str, tuple[str, ...]] | None = None
     stock: bool = True
 
 

@@ -6,6 +6,7 @@ blocks are run one at a time.
 """
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,23 @@ class BlockStream:
             self.hidden[b] = self.run(i, b)
 
     @torch.no_grad()
+    def outputs(self, b: int, hidden: Tensor) -> Float[Tensor, "token _"]:
+        """What the model makes of batch `b` from the hidden states behind its last block, one row per real token.
+
+        Logits where the model has a head (one row per sequence for classifiers), else its last hidden state.
+        """
+        for block in self.blocks:
+            block.forward = _pass_on
+        self.blocks[-1].forward = lambda *_args, **_kwargs: hidden
+        try:
+            result = self.model(**self.batches[b])
+        finally:
+            for block in self.blocks:
+                del block.forward
+        found: Tensor = result.logits if "logits" in result else result.last_hidden_state
+        return self.tokens(found, b) if found.dim() == 3 else found
+
+    @torch.no_grad()
     def capture(
         self, i: int, b: int, paths: Sequence[str], *, block: nn.Module | None = None, advance: bool = False
     ) -> list[Float[Tensor, "token _"]]:
@@ -95,8 +113,10 @@ class BlockStream:
         return flat if rows is None else flat[rows]
 
     @torch.no_grad()
-    def attention_probabilities(self, i: int, b: int, path: str, first: int) -> Float[Tensor, "sample head query key"]:
-        """Attention probabilities of block `i` for the `first` sequences of batch `b`.
+    def attention_probabilities(
+        self, i: int, b: int, path: str, sequences: slice
+    ) -> Float[Tensor, "sample head query key"]:
+        """Attention probabilities of block `i` for some sequences of batch `b`.
 
         They come from the eager implementation, because the others return none.
         """
@@ -107,12 +127,12 @@ class BlockStream:
             raise _Stop
 
         with attention_implementation(self.model, "eager"):
-            head = {name: value[:first] for name, value in self.batches[b].items()}
+            head = {name: value[sequences] for name, value in self.batches[b].items()}
             _, calls = _record(self.model, self.blocks, [head])
             args, kwargs = calls[i][0]
             handle = self.blocks[i].get_submodule(path).register_forward_hook(see)
             try:
-                self.blocks[i](self.hidden[b][:first], *args, **kwargs)
+                self.blocks[i](self.hidden[b][sequences], *args, **kwargs)
             except _Stop:
                 pass
             finally:
@@ -132,6 +152,17 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
+
+
+def release_memory() -> None:
+    """Hand freed memory back where the C library keeps it: after a block, that can be more than its weights."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _pass_on(*args: Any, **kwargs: Any) -> Tensor:
+    entering: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return entering
 
 
 def _token_rows(batch: Batch) -> Tensor | None:

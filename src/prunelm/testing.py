@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -233,6 +234,25 @@ def _relabel_(site: Site, statistics: Statistics, order: Tensor) -> Statistics:
     return replace(statistics, consumer=consumer, similarity=similarity)
 
 
+def made_up_measurements(
+    name: str, sites: Sequence[Site], budget: Budget, *, seed: int = 0
+) -> list[dict[str, Float[Tensor, " number"]]]:
+    """What an allocator asks to have measured, made up: the arguments after the budget."""
+    needs = ALLOCATORS[name].needs
+    if needs is None:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for site in sites:
+        size = site.n_units if needs == "scores" else len(budget.options(site))
+        numbers = torch.rand(size, generator=generator, dtype=torch.float64)
+        if needs != "scores":
+            numbers[0] = 0
+            numbers = numbers.cumsum(0)
+        found[site.key] = numbers
+    return [found]
+
+
 def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, min_units: int = 1) -> None:
     """Raise unless plans meet every budget within one step, respect widths, and grow with the sparsity.
 
@@ -244,7 +264,7 @@ def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, m
     for sparsity in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9):
         budget = Budget(target=int(sparsity * total), total=total, multiple_of=multiple_of, min_units=min_units)
         try:
-            counts, step = ALLOCATORS[name](sites, budget)
+            counts, step = ALLOCATORS[name](sites, budget, *made_up_measurements(name, sites, budget))
         except BudgetError:
             continue
         answered += 1
@@ -263,22 +283,28 @@ def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, m
 
 
 def check_reconstruction(name: str, *, ridge: float = 1e-3) -> None:
-    """Raise unless a refit keeps shapes and inputs, returns a perfect weight unchanged, and never fits worse."""
-    refit = RECONSTRUCTIONS[name]
+    """Raise unless a reconstruction keeps shapes and inputs, and never fits worse than doing nothing.
+
+    A refit returns a perfect weight unchanged; a repair that keeps every channel returns the layer unchanged.
+    """
+    solve = RECONSTRUCTIONS[name]
     generator = torch.Generator().manual_seed(0)
     weight, own_bias = torch.randn(5, 7, generator=generator), torch.randn(5, generator=generator)
     x = torch.randn(400, 7, generator=generator) @ torch.randn(7, 7, generator=generator) + 1
+    everything = torch.arange(7)
     for bias in (None, own_bias):
         dense = x @ weight.T + (0 if bias is None else bias)
         for drift in (0.0, 0.3):
-            seen = x + drift * torch.randn(x.shape, generator=generator)
-            moments = CrossMoments(5, 7)
-            moments.update(dense, seen)
-            gram = moments.x.gram.clone()
-            new, new_bias = refit(weight, bias, moments, ridge=ridge)
-            assert new.shape == weight.shape, f"{name}: weight of shape {tuple(new.shape)}"
-            assert (new_bias is None) == (bias is None), f"{name}: a bias came or went"
-            assert torch.equal(gram, moments.x.gram), f"{name}: it changed its moments"
-            old_error, error = moments.residual(weight, bias), moments.residual(new, new_bias)
-            assert error <= old_error + 1e-9, f"{name}: error rises from {old_error:.3e} to {error:.3e}"
-            assert drift or torch.allclose(new, weight, atol=1e-4), f"{name}: a perfect weight was changed"
+            for kept in (everything,) if solve.stage == "refit" else (everything, torch.tensor([0, 2, 3, 6])):
+                moments = CrossMoments(5, 7)
+                moments.update(dense, x + drift * torch.randn(x.shape, generator=generator))
+                gram = moments.x.gram.clone()
+                new, new_bias = solve(weight, bias, moments, kept, ridge=ridge)
+                assert new.shape == (5, len(kept)), f"{name}: weight of shape {tuple(new.shape)}"
+                assert (new_bias is None) == (bias is None), f"{name}: a bias came or went"
+                assert torch.equal(gram, moments.x.gram), f"{name}: it changed its moments"
+                old_error = moments.residual(weight[:, kept], bias, kept)
+                error = moments.residual(new, new_bias, kept)
+                assert error <= old_error + 1e-9, f"{name}: error rises from {old_error:.3e} to {error:.3e}"
+                unchanged = drift or len(kept) < 7 or torch.allclose(new, weight, atol=1e-4)
+                assert unchanged, f"{name}: a perfect weight was changed"

@@ -1,7 +1,7 @@
 """What the commands do, as functions: inspect, prune, evaluate, compare."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,17 @@ from .errors import BudgetError, DataError
 from .evaluation import Evaluation, task_of
 from .evaluation import evaluate as evaluate_model
 from .generate import random_tokens, self_generated
-from .job import Job, plan_counts
+from .job import Job, plan_counts, prepare_
 from .loading import bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .plan import prunable
+from .progress import Progress, silent
 from .pruning import Report, prune_
 from .recipe import Recipe
 from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
 
-Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_RECIPE = "goa-budget"
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that tells nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +71,16 @@ def inspect(model: str | Path, *, unit: str = "group", **access: bool) -> Inspec
 
 
 def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
-    """What a job will remove: parameters, and the widths that stay."""
-    removed = sum((site.n_units - job.counts[site.key]) * site.cost for site in job.sites)
+    """What a job will remove: parameters, and the widths that stay.
+
+    Where widths are decided by measurements, `removed` is the budget, met within one unit, and `kept` is empty.
+    """
+    removed = job.budget.target
     widths: dict[str, list[int]] = {}
-    for site in job.sites:
-        widths.setdefault(site.name, []).append(job.counts[site.key])
+    if job.counts is not None:
+        removed = sum((site.n_units - job.keeps(site)) * site.cost for site in job.sites)
+        for site in job.sites:
+            widths.setdefault(site.name, []).append(job.keeps(site))
     before = sum(p.numel() for p in model.parameters())
     return {
         "removed": removed,
@@ -94,7 +95,7 @@ def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
 def dry_run(model: str | Path, recipe: Recipe, **access: bool) -> dict[str, Any]:
     """What `prune` would remove under a recipe, from the model's config alone."""
     shapes = skeleton(find_model(model, **access))
-    return planned(shapes, plan_counts(shapes, recipe))
+    return planned(shapes, prepare_(shapes, recipe))
 
 
 def prune(
@@ -136,7 +137,7 @@ def prune(
     source = find_model(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     written = DTYPES[dtype] if dtype else stored_dtype(source)
     shapes = skeleton(source)
-    need = planned(shapes, plan_counts(shapes, chosen))["parameters"] * written.itemsize
+    need = planned(shapes, prepare_(shapes, chosen))["parameters"] * written.itemsize
     check_target(out, force=force, need_bytes=need)
     documents = read_documents(text) if text is not None and chosen.reads_text else None
     progress("loading", 0, 1)

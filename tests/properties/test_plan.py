@@ -9,7 +9,7 @@ from prunelm.allocators import ALLOCATORS
 from prunelm.errors import BudgetError
 from prunelm.plan import Budget, Plan, check_sparsity, prunable, top_units
 from prunelm.sites import find_sites
-from prunelm.testing import tiny_model
+from prunelm.testing import made_up_measurements, tiny_model
 
 SITES = {unit: find_sites(tiny_model("llama", num_hidden_layers=3), unit) for unit in ("group", "query")}
 
@@ -56,7 +56,7 @@ def test_a_budget_is_met_within_one_step_or_refused(name, sparsity, multiple_of,
         min_units=min_units,
     )
     try:
-        counts, step = ALLOCATORS[name](sites, budget)
+        counts, step = ALLOCATORS[name](sites, budget, *made_up_measurements(name, sites, budget))
     except BudgetError as error:
         assert "cannot be met by whole units" in str(error)  # noqa: PT017
         assume(False)

@@ -39,7 +39,7 @@ def test_attention_needs_no_attention_weighted_covariance(name):
     site = _site(model, "attention")
     stream = BlockStream(model, [tiny_inputs(model)])
     (x,) = stream.capture(0, 0, [next(iter(site.spec.producers))])
-    p = stream.attention_probabilities(0, 0, site.spec.probabilities, 2)
+    p = stream.attention_probabilities(0, 0, site.spec.probabilities, slice(2))
     layer, rows = site.value
     weight, bias = weight_of(layer), bias_of(layer)
     hidden = x.reshape(2, 12, -1)

@@ -80,7 +80,7 @@ def test_attention_probabilities_are_those_of_the_eager_model(name):
     from prunelm.sites import architecture_of
 
     path = architecture_of(model.config).sites[0].probabilities
-    found = stream.attention_probabilities(1, 0, path, 1)
+    found = stream.attention_probabilities(1, 0, path, slice(1))
     with attention_implementation(model, "eager"), torch.no_grad():
         expected = model(**batch, output_attentions=True).attentions[1]
     assert found.shape[0] == 1

@@ -1,27 +1,57 @@
 """Allocators: how many units stay in each site, so that the budget is met. One file each, one function."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
 
 from ..plan import Budget, Counts
 from ..registry import Registry
 from ..sites import Site
 
+MEASURES = ("scores", "curves", "damage")
+Allocate = Callable[..., tuple[Counts, int]]
+Measured = Mapping[str, Float[Tensor, " number"]]
 
-class Allocator(Protocol):
-    """`(sites, budget) -> kept units per site`; `slack` says how far below the target it may stay."""
 
-    def __call__(self, sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
+@dataclass(frozen=True)
+class Allocator:
+    """A registered division of the budget, and what must have been measured on the dense model for it.
+
+    `needs`: None (sizes only); `scores`, one per unit of a site; `curves`, the relative error of the module with each
+    of its `budget.options(site)` removed; or `damage`, the price of the same in divergence at the model's output.
+    """
+
+    name: str
+    allocate: Allocate
+    needs: str | None = None
+
+    def __call__(self, sites: Sequence[Site], budget: Budget, *measured: Measured) -> tuple[Counts, int]:
         """Kept units per site, and one step of the budget in parameters."""
-        ...
+        return self.allocate(sites, budget, *measured)
 
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", "prunelm.allocators")
 
 
-def allocator(name: str) -> Callable[[Allocator], Allocator]:
-    """A decorator that registers `(sites, budget) -> (kept units per site, one step in parameters)`."""
-    return ALLOCATORS(name)
+def allocator(name: str, *, needs: str | None = None) -> Callable[[Allocate], Allocate]:
+    """A decorator that registers `(sites, budget[, what it needs]) -> (kept units per site, one step in parameters)`.
+
+    Args:
+        name: what recipes call it.
+        needs: None, `scores`, `curves` or `damage`; see `Allocator`.
+    """
+    if needs is not None and needs not in MEASURES:
+        raise ValueError(f"allocator {name!r} needs {needs!r}, but only {', '.join(MEASURES)} can be measured")
+
+    def decorate(allocate: Allocate) -> Allocate:
+        item = Allocator(name, allocate, needs)
+        object.__setattr__(item, "__doc__", allocate.__doc__)
+        ALLOCATORS.register(name, item, allocate.__module__)
+        return allocate
+
+    return decorate
 
 
-__all__ = ["ALLOCATORS", "Allocator", "allocator"]
+__all__ = ["ALLOCATORS", "Allocator", "Measured", "allocator"]

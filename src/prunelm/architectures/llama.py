@@ -1,5 +1,7 @@
 """Llama, Mistral, Qwen2, Gemma 2: separate q, k, v and a gated FFN; a unit of attention is a KV group."""
 
+from dataclasses import replace
+
 from . import Architecture, Relabel, SiteSpec, architecture
 
 ATTENTION = SiteSpec(
@@ -20,11 +22,16 @@ FFN = SiteSpec(
     config_fields={"intermediate_size": "units"},
 )
 
+BIASED = (
+    replace(ATTENTION, bias=("attention_bias", (*ATTENTION.producers, ATTENTION.consumer[0]))),
+    replace(FFN, bias=("mlp_bias", (*FFN.producers, FFN.consumer[0]))),
+)
+
 architecture(
     Architecture(
         model_types=("llama",),
         blocks="layers",
-        sites=(ATTENTION, FFN),
+        sites=BIASED,
         # Stock Llama refuses head counts that do not divide hidden_size; Mistral computes the same without that rule.
         relabel=Relabel(
             model_type="mistral",

@@ -11,7 +11,7 @@ from ..moments import Moments
 from ..registry import Registry
 from ..sites import Site
 
-NEEDS = frozenset({"consumer", "producer", "similarity"})
+NEEDS = frozenset({"consumer", "gram", "producer", "similarity"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A registered scoring function and the statistics it reads."""
+    """A registered scoring function and the statistics it reads.
+
+    `curve`: its sorted scores are already the relative error of the module at every size.
+    """
 
     name: str
     score: Callable[..., Float[Tensor, " unit"]]
     needs: Callable[..., frozenset[str]] = field(default=lambda **_: frozenset())
+    curve: bool = False
 
     def __call__(self, site: Site, statistics: Statistics, **options: Any) -> Float[Tensor, " unit"]:
         """One score per unit of the site; the lowest goes first."""
@@ -47,13 +51,18 @@ Score = Callable[..., Float[Tensor, " unit"]]
 
 
 def criterion(
-    name: str, *, needs: frozenset[str] | set[str] | Callable[..., set[str]] = frozenset()
+    name: str,
+    *,
+    needs: frozenset[str] | set[str] | Callable[..., set[str]] = frozenset(),
+    curve: bool = False,
 ) -> Callable[[Score], Score]:
     """A decorator that registers `(site, statistics, *, options) -> score per unit` under `name`.
 
     Args:
         name: what recipes call it.
-        needs: which of `consumer`, `producer`, `similarity` it reads; a function of its options where that depends.
+        needs: which of `consumer` (diagonal moments of the consumer's input), `gram` (full ones), `producer` and
+            `similarity` it reads; a function of its options where that depends.
+        curve: whether the sorted scores are the module's relative error once that many units went.
     """
 
     def decorate(score: Score) -> Score:
@@ -63,7 +72,7 @@ def criterion(
                 raise ValueError(f"criterion {name!r} needs {sorted(found - NEEDS)}, but only {sorted(NEEDS)} exist")
             return found
 
-        item = Criterion(name, score, wanted)
+        item = Criterion(name, score, wanted, curve)
         object.__setattr__(item, "__doc__", score.__doc__)
         CRITERIA.register(name, item, score.__module__)
         return score

@@ -1,22 +1,66 @@
 """Reconstructions: closed-form changes to the weights that stay. One file each, one function."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..moments import CrossMoments
 from ..registry import Registry
 
-Refit = Callable[..., tuple[Float[Tensor, "out channel"], Float[Tensor, " out"] | None]]
-"""(weight, bias, moments of targets and drifted inputs, *, ridge) -> (weight, bias) of the same shapes."""
-
-RECONSTRUCTIONS: Registry[Refit] = Registry("reconstruction", "prunelm.reconstructions")
-
-
-def reconstruction(name: str) -> Callable[[Refit], Refit]:
-    """A decorator that registers `(weight, bias, moments, *, ridge) -> (weight, bias)`."""
-    return RECONSTRUCTIONS(name)
+STAGES = ("none", "refit", "repair")
+Layer = tuple[Float[Tensor, "out kept"], Float[Tensor, " out"] | None]
+Solve = Callable[..., Layer]
 
 
-__all__ = ["RECONSTRUCTIONS", "CrossMoments", "Refit", "reconstruction"]
+@dataclass(frozen=True)
+class Reconstruction:
+    """A registered solve and when it runs.
+
+    `stage`: `refit` (the still dense module, producers then consumer, before it is scored), `repair` (the consumer,
+    when units go), or `none`. `guards`: for repairs, the milder reconstructions that held-out tokens may prefer.
+    """
+
+    name: str
+    solve: Solve
+    stage: str
+    guards: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        weight: Float[Tensor, "out channel"],
+        bias: Float[Tensor, " out"] | None,
+        moments: CrossMoments,
+        kept: Int[Tensor, " kept"],
+        *,
+        ridge: float,
+    ) -> Layer:
+        """The weight over the kept columns, and the bias."""
+        return self.solve(weight, bias, moments, kept, ridge=ridge)
+
+
+RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruction", "prunelm.reconstructions")
+
+
+def reconstruction(name: str, *, stage: str = "repair", guards: tuple[str, ...] = ()) -> Callable[[Solve], Solve]:
+    """A decorator that registers `(weight, bias, moments, kept columns, *, ridge) -> (weight, bias)`.
+
+    Args:
+        name: what recipes call it.
+        stage: `repair`, `refit` or `none`; see `Reconstruction`.
+        guards: milder reconstructions to fall back on where held-out tokens say so.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"reconstruction {name!r}: stage must be one of {', '.join(STAGES)}, got {stage!r}")
+
+    def decorate(solve: Solve) -> Solve:
+        item = Reconstruction(name, solve, stage, guards)
+        object.__setattr__(item, "__doc__", solve.__doc__)
+        RECONSTRUCTIONS.register(name, item, solve.__module__)
+        return solve
+
+    return decorate
+
+
+__all__ = ["RECONSTRUCTIONS", "CrossMoments", "Layer", "Reconstruction", "reconstruction"]

@@ -1,18 +1,19 @@
 """No reconstruction."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import CrossMoments, reconstruction
+from . import CrossMoments, Layer, reconstruction
 
 
-@reconstruction("none")
+@reconstruction("none", stage="none")
 def none(
     weight: Float[Tensor, "out channel"],
     bias: Float[Tensor, " out"] | None,
     moments: CrossMoments,
+    kept: Int[Tensor, " kept"],
     *,
     ridge: float = 0.0,
-) -> tuple[Float[Tensor, "out channel"], Float[Tensor, " out"] | None]:
-    """The weight and bias as they are."""
-    return weight, bias
+) -> Layer:
+    """The kept columns and the bias as they are."""
+    return weight[:, kept], bias

@@ -1,0 +1,48 @@
+"""Room for a bias where a family's config can say so: repairs then have somewhere to put what is lost on average."""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .sites import Site, bias_of, find_sites, weight_of
+
+
+def missing_biases(model: PreTrainedModel, names: Collection[str]) -> tuple[list[Site], list[str]]:
+    """The sites whose consumer has no bias but could, and the kinds of site whose consumer can have none."""
+    without = [s for s in find_sites(model) if s.name in names and bias_of(s.consumer.layer) is None]
+    return [s for s in without if s.spec.bias], sorted({s.name for s in without if not s.spec.bias})
+
+
+@torch.no_grad()
+def add_biases_(model: PreTrainedModel, sites: Collection[Site]) -> int:
+    """How many parameters were added: zero biases for every layer that the config's flag gives one."""
+    added = 0
+    for site in sites:
+        assert site.spec.bias is not None
+        flag, paths = site.spec.bias
+        for path in paths:
+            layer = site.root.get_submodule(path)
+            if bias_of(layer) is None:
+                weight = weight_of(layer)
+                layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+                added += weight.shape[0]
+        for module in (model, *model.modules()):
+            config = getattr(module, "config", None)
+            if isinstance(config, PreTrainedConfig):
+                setattr(config, flag, True)
+    return added
+
+
+def remove_biases_(model: PreTrainedModel, sites: Collection[Site]) -> None:
+    """Take back what `add_biases_` did."""
+    for site in sites:
+        assert site.spec.bias is not None
+        flag, paths = site.spec.bias
+        for path in paths:
+            site.root.get_submodule(path).register_parameter("bias", None)
+        for module in (model, *model.modules()):
+            config = getattr(module, "config", None)
+            if isinstance(config, PreTrainedConfig):
+                setattr(config, flag, False)

@@ -1,0 +1,116 @@
+"""Exact backward elimination for least squares: which unit to remove next, and what that costs.
+
+With W the consumer, S = E[x x^T] + D of its input and P = S^-1: removing the channels g of one unit and refitting the
+others changes the fit by tr(W_g (P_gg)^-1 W_g^T). Then W and P are downdated, and the next unit is chosen. Only
+M = W^T W and P are carried.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 64
+
+
+def eliminate(
+    weight: Float[Tensor, "out channel"],
+    second: Float[Tensor, "channel channel"],
+    units: Int[Tensor, "unit width"],
+    *,
+    strata: int = 1,
+) -> tuple[Int[Tensor, " unit"], Float[Tensor, " unit"]]:
+    """The units in the order of their removal, and the squared error that each removal adds after refitting.
+
+    Args:
+        weight: of the consumer.
+        second: E[x x^T] of its input, damped so that it can be inverted.
+        units: channels of each unit.
+        strata: units come in this many equal runs, and every run loses one unit before any loses another.
+
+    Source: arXiv 2302.04089 (structured OBS), in the form of arXiv 2407.13331's interpolation; derived.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+    weight = weight.to(inverse)
+    cross = weight.T @ weight
+    if units.shape[1] == 1 and strata == 1:
+        order = units[:, 0]
+        found, costs = _channels(cross[order][:, order], inverse[order][:, order])
+        return found, costs
+    return _groups(cross, inverse, units, strata)
+
+
+def _channels(
+    cross: Float[Tensor, "channel channel"], inverse: Float[Tensor, "channel channel"]
+) -> tuple[Int[Tensor, " channel"], Float[Tensor, " channel"]]:
+    """Single channels; downdates wait until a block of them can be done as one matrix product."""
+    alive = torch.arange(len(cross), device=cross.device)
+    order, costs = [], []
+    while len(alive):
+        removed, price, keep, columns, tails, pivots = _block(cross, inverse, min(BLOCK, len(alive)))
+        order.append(alive[removed])
+        costs.append(price)
+        alive, columns, tails = alive[keep], columns[keep], tails[keep]
+        inverse = inverse[keep][:, keep] - (columns * pivots) @ columns.T
+        cross = cross[keep][:, keep] - tails @ columns.T - columns @ tails.T
+    return torch.cat(order), torch.cat(costs)
+
+
+def _block(
+    cross: Float[Tensor, "channel channel"], inverse: Float[Tensor, "channel channel"], size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The next `size` removals and their pending downdates.
+
+    inverse' = inverse - C diag(p) C^T, cross' = cross - A C^T - C A^T.
+    """
+    n = len(cross)
+    columns, tails, pivots = cross.new_zeros(n, size), cross.new_zeros(n, size), cross.new_zeros(size)
+    energy, pivot = cross.diagonal().clone(), inverse.diagonal().clone()
+    keep = torch.ones(n, dtype=torch.bool, device=cross.device)
+    removed, price = [], []
+    for k in range(size):
+        cost = torch.where(keep, energy.clamp_min(0) / pivot, torch.inf)
+        j = int(cost.argmin())
+        c, a = columns[:, :k], tails[:, :k]
+        h = inverse[:, j] - c @ (pivots[:k] * c[j])
+        s = cross[:, j] - a @ c[j] - c @ a[j]
+        columns[:, k] = h / h[j]
+        tails[:, k] = s - columns[:, k] * (s[j] / 2)
+        pivots[k] = h[j]
+        energy -= 2 * tails[:, k] * columns[:, k]
+        pivot -= pivots[k] * columns[:, k].square()
+        keep[j] = False
+        removed.append(j)
+        price.append(cost[j])
+    return torch.tensor(removed, device=cross.device), torch.stack(price), keep, columns, tails, pivots
+
+
+def _groups(
+    cross: Float[Tensor, "channel channel"],
+    inverse: Float[Tensor, "channel channel"],
+    units: Int[Tensor, "unit width"],
+    strata: int,
+) -> tuple[Int[Tensor, " unit"], Float[Tensor, " unit"]]:
+    """Units of several channels, such as heads; each removal is one downdate of the width of a unit."""
+    cross, inverse = cross.clone(), inverse.clone()
+    stratum = torch.arange(len(units), device=cross.device) // (len(units) // strata)
+    alive = list(range(len(units)))
+    order, costs = [], []
+    open_strata = set(range(strata))
+    while alive:
+        open_strata = open_strata or set(range(strata))
+        choices = [u for u in alive if int(stratum[u]) in open_strata]
+        index = units[choices]
+        own = inverse[index[:, :, None], index[:, None, :]]
+        solved = torch.linalg.inv(own)
+        price = (cross[index[:, :, None], index[:, None, :]] * solved).sum((1, 2))
+        best = int(price.argmin())
+        unit, g = choices[best], index[best]
+        columns = inverse[:, g] @ solved[best]
+        old = cross[:, g]
+        cross = cross - old @ columns.T - columns @ old.T + columns @ cross[g][:, g] @ columns.T
+        inverse = inverse - columns @ inverse[g]
+        alive.remove(unit)
+        open_strata.discard(int(stratum[unit]))
+        order.append(unit)
+        costs.append(price[best].clamp_min(0))
+    return torch.tensor(order, device=cross.device), torch.stack(costs)

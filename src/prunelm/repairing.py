@@ -1,0 +1,71 @@
+"""The repair of one consumer: how much damping, and whether to repair at all, decided by tokens held out."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .moments import CrossMoments
+from .reconstructions import RECONSTRUCTIONS, Layer, Reconstruction
+
+LEAST, MOST = 1e-6, 1e2
+"""Ridges that the search for the best one does not leave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """The new layer, which reconstruction and ridge made it, and what each candidate's relative error was.
+
+    `errors` are measured on held-out tokens, or on the tokens fitted where none were held out.
+    """
+
+    weight: Float[Tensor, "out kept"]
+    bias: Float[Tensor, " out"] | None
+    how: str
+    ridge: float
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def repaired(
+    reconstruction: Reconstruction,
+    weight: Float[Tensor, "out channel"],
+    bias: Float[Tensor, " out"] | None,
+    fit: CrossMoments,
+    held: CrossMoments | None,
+    kept: Int[Tensor, " kept"],
+    *,
+    ridge: float,
+) -> Repaired:
+    """The layer over its kept columns that does best on held-out tokens.
+
+    The ridge starts at `ridge` and moves by factors of ten while the held-out error falls; the reconstruction's
+    guards (none, bias only) are candidates too, so the result is never worse on those tokens than they are. Without
+    held-out moments the given ridge is taken as it is.
+
+    Raises:
+        CalibrationError: the kept channels' moments cannot be factored.
+    """
+    judge = fit if held is None else held
+    tried: dict[float, tuple[Layer, float]] = {}
+
+    def error_at(now: float) -> float:
+        if now not in tried:
+            layer = reconstruction(weight, bias, fit, kept, ridge=now)
+            tried[now] = layer, judge.residual(*layer, kept)
+        return tried[now][1]
+
+    best = ridge
+    error_at(best)
+    if held is not None and ridge > 0:
+        for factor in (10.0, 0.1):
+            while LEAST <= best * factor <= MOST and error_at(best * factor) < error_at(best):
+                best *= factor
+    layer, error = tried[best]
+    found = Repaired(weight=layer[0], bias=layer[1], how=reconstruction.name, ridge=best)
+    errors = {reconstruction.name: error}
+    for name in reconstruction.guards if held is not None else ():
+        milder = RECONSTRUCTIONS[name](weight, bias, fit, kept, ridge=0.0)
+        errors[name] = judge.residual(*milder, kept)
+        if errors[name] < min(errors[other] for other in errors if other != name):
+            found = Repaired(weight=milder[0], bias=milder[1], how=name, ridge=0.0)
+    return Repaired(weight=found.weight, bias=found.bias, how=found.how, ridge=found.ridge, errors=errors)

@@ -1,0 +1,121 @@
+"""What a site's error costs at the model's output, measured by forward passes on held-out tokens."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from .moments import CrossMoments, Moments
+from .plan import Budget, top_units
+from .reconstructions import Reconstruction
+from .sites import Site, bias_of, weight_of
+from .stream import BlockStream
+
+LEVELS = (0.25, 0.6)
+"""Shares of a site's units at which its price is measured; sites with few options are measured at all of them."""
+STEEP = (0.5, 2.5)
+"""Limits of the exponent p in KL = A x error^p."""
+Point = tuple[int, float]
+"""(units removed, divergence measured)."""
+
+
+def levels_of(site: Site, budget: Budget) -> list[int]:
+    """Numbers of removed units at which a site is priced."""
+    options = budget.options(site)[1:]
+    if len(options) <= len(LEVELS):
+        return options
+    wanted = [share * site.n_units for share in LEVELS]
+    return sorted({min((abs(o - want), o) for o in options)[1] for want in wanted})
+
+
+class Divergence:
+    """Mean divergence of a changed model from itself as it was, on the batches of a stream.
+
+    KL(dense || changed) per token in nats where the model predicts something; else the squared distance of the last
+    hidden states, relative to the dense ones.
+    """
+
+    def __init__(self, stream: BlockStream, batches: Sequence[int]) -> None:
+        self.stream, self.batches = stream, list(batches)
+        self.predicts = stream.model.get_output_embeddings() is not None or hasattr(stream.model, "classifier")
+        self.dense = {b: self._rows(self._finish(b, 0, stream.hidden[b])) for b in self.batches}
+
+    def _finish(self, b: int, i: int, hidden: Tensor) -> Tensor:
+        """The model's output for batch `b` from the hidden states that enter block `i`."""
+        stream = self.stream
+        before = stream.hidden[b]
+        for j in range(i, len(stream.blocks)):
+            stream.hidden[b] = hidden
+            hidden = stream.run(j, b)
+        stream.hidden[b] = before
+        return stream.outputs(b, hidden)
+
+    def _rows(self, output: Tensor) -> Tensor:
+        return output.float().log_softmax(-1) if self.predicts else output.float()
+
+    def measure(self, i: int, hidden: Sequence[Tensor]) -> float:
+        """The divergence now, from the hidden states of each batch that enter block `i`."""
+        total, rows = 0.0, 0
+        for b, entering in zip(self.batches, hidden, strict=True):
+            now, dense = self._rows(self._finish(b, i, entering)), self.dense[b]
+            if self.predicts:
+                total += float(kl_div(now, dense, log_target=True, reduction="sum"))
+            else:
+                total += float((now - dense).square().sum() / dense.square().mean(0).sum())
+            rows += len(now)
+        return total / rows
+
+
+@contextlib.contextmanager
+@torch.no_grad()
+def repaired_in_place(
+    site: Site, scores: Float[Tensor, " unit"], moments: Moments, removed: int, repair: Reconstruction, ridge: float
+) -> Iterator[None]:
+    """While open, the site's consumer acts as if `removed` units were gone and the others repaired.
+
+    Columns of removed units are zero, which computes what narrowing computes.
+    """
+    layer = site.consumer.layer
+    weight, bias = weight_of(layer), bias_of(layer)
+    old, old_bias = weight.clone(), None if bias is None else bias.clone()
+    columns = site.consumer.keep(top_units(scores, site.n_units - removed, site.strata))
+    new, new_bias = repair(old, old_bias, CrossMoments.of_layer(moments, old, old_bias), columns, ridge=ridge)
+    weight.zero_()
+    weight[:, columns] = new
+    if bias is not None and new_bias is not None:
+        bias.copy_(new_bias)
+    try:
+        yield
+    finally:
+        weight.copy_(old)
+        if bias is not None and old_bias is not None:
+            bias.copy_(old_bias)
+
+
+def damage_of(
+    curve: Float[Tensor, " count"], points: Sequence[Point], options: Sequence[int]
+) -> Float[Tensor, " option"]:
+    """The divergence to expect with each number of removed units: a power of the error, through the measured points.
+
+    Between points KL = A x error^p, p from both; outside, p of the nearest pair, within [0.5, 2.5]. Never falls.
+
+    Args:
+        curve: relative error with 0, 1, 2... units removed.
+        points: (units removed, divergence measured), ascending.
+        options: numbers of units that may be removed, 0 first.
+    """
+    known = [(math.log(max(float(curve[o]), 1e-12)), math.log(max(kl, 1e-9))) for o, kl in points]
+    slopes = [min(max((y1 - y0) / max(x1 - x0, 1e-9), STEEP[0]), STEEP[1]) for (x0, y0), (x1, y1) in pairwise(known)]
+    slopes = slopes or [1.0]
+    found = [0.0]
+    for o in options[1:]:
+        x = math.log(max(float(curve[o]), 1e-12))
+        nearest = min(range(len(known)), key=lambda k: abs(known[k][0] - x))
+        slope = slopes[min(nearest, len(slopes) - 1) if x >= known[nearest][0] else max(nearest - 1, 0)]
+        found.append(math.exp(known[nearest][1] + slope * (x - known[nearest][0])))
+    return torch.tensor(found, dtype=torch.float64).cummax(0).values

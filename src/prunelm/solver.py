@@ -1,0 +1,50 @@
+"""The one linear system behind every reconstruction: damped least squares, pulled towards the present weights."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import CalibrationError
+
+FACTORS = (1, 10, 100, 1_000, 10_000)
+
+
+def damped_fit(
+    second: Float[Tensor, "channel channel"],
+    cross: Float[Tensor, "out channel"],
+    prior: Float[Tensor, "out channel"],
+    damping: Float[Tensor, " channel"],
+    *,
+    tokens: int,
+) -> Float[Tensor, "out channel"]:
+    """Argmin over V of sum ||y - V x||^2 + sum_j D_j ||V_j - P_j||^2: (sum y x^T + P D)(sum x x^T + D)^-1.
+
+    One Cholesky of channel x channel in the dtype of `second`. Where that fails, ten times the damping is tried, up
+    to ten thousand times. No copy of `second` is made, such matrices being large: its diagonal is put back at the end.
+
+    Raises:
+        CalibrationError: the moments cannot be factored even so; says how many tokens would do.
+    """
+    energy = second.diagonal().clone()
+    try:
+        for factor in FACTORS:
+            now = damping if factor == 1 else damping.clamp_min(1e-7 * float(energy.mean())) * factor
+            second.diagonal().copy_(energy + now)
+            root, info = torch.linalg.cholesky_ex(second)
+            if int(info) == 0:
+                return torch.cholesky_solve((cross + prior * now).T, root).T
+    finally:
+        second.diagonal().copy_(energy)
+    raise CalibrationError(
+        f"{tokens:,} tokens cannot determine {len(second):,} channels. Use at least {4 * len(second):,} tokens or "
+        "a larger --ridge."
+    )
+
+
+def energy_damping(second: Float[Tensor, "channel channel"], ridge: float) -> Float[Tensor, " channel"]:
+    """D_j = ridge x E[x_j^2], and a trace for channels that never fire.
+
+    Relative to each channel's own energy, so that a few channels of enormous activations do not damp all others.
+    """
+    energy = second.diagonal()
+    return ridge * energy + 1e-9 * energy.mean() + torch.finfo(energy.dtype).tiny

@@ -1,0 +1,165 @@
+"""One pass over the dense model for allocators that look at it: scores, error curves, prices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .criteria import CRITERIA, Statistics
+from .errors import CalibrationError
+from .job import Job
+from .moments import Moments
+from .observation import observe
+from .plan import Budget
+from .progress import Progress
+from .recipe import Recipe
+from .reconstructions import RECONSTRUCTIONS
+from .sensitivity import Divergence, Point, damage_of, levels_of, repaired_in_place
+from .similarity import head_similarity
+from .sites import Site, by_block
+from .stream import BlockStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one pass over the dense model found.
+
+    `scores` per unit; `curves`: a site's relative error with 0, 1, 2... units removed; `prices`: divergence measured
+    at the output with some units of one site removed and the rest repaired; `moments` of the consumers' inputs.
+    """
+
+    scores: dict[str, Float[Tensor, " unit"]] = field(default_factory=dict)
+    curves: dict[str, Float[Tensor, " count"]] = field(default_factory=dict)
+    prices: dict[str, list[Point]] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    def measured(self, needs: str, sites: Sequence[Site], budget: Budget) -> dict[str, Float[Tensor, " number"]]:
+        """What an allocator asked for: `scores`, `curves` at the budget's options, or `damage` at them."""
+        if needs == "scores":
+            return dict(self.scores)
+        options = {site.key: budget.options(site) for site in sites}
+        if needs == "curves":
+            return {key: self.curves[key][mine] for key, mine in options.items()}
+        return {key: damage_of(self.curves[key], self.prices[key], mine) for key, mine in options.items()}
+
+
+@torch.no_grad()
+def survey(
+    stream: BlockStream,
+    fit: Sequence[int],
+    held: Sequence[int],
+    recipe: Recipe,
+    job: Job,
+    needs: Mapping[str, frozenset[str]],
+    *,
+    price: bool,
+    progress: Progress,
+) -> Survey:
+    """Scores and error curves of every site on the dense model, and with `price` what errors cost at its output.
+
+    Args:
+        stream: at the first block of the dense model.
+        fit: batches that statistics are taken from.
+        held: batches on which the divergence at the output is measured.
+        recipe: criteria and their options, repair and ridge.
+        job: the sites and the budget whose options are priced.
+        needs: statistics per site name.
+        price: whether to measure prices, and to keep the moments for a search.
+        progress: told about every block.
+
+    Raises:
+        CalibrationError: statistics or scores are not finite; names the block.
+    """
+    found = Survey()
+    divergence = Divergence(stream, held) if price else None
+    groups = by_block(job.sites)
+    last = max(groups)
+    for i in range(last + 1):
+        progress("surveying", i, last + 1)
+        sites = groups.get(i, [])
+        entering = [stream.hidden[b] for b in held] if divergence is not None else []
+        similar = {site.key: similarity_of(stream, fit, site, recipe, needs[site.name]) for site in sites}
+        measured = {"consumer": fit, "held": (), "producer": fit}
+        wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
+        seen = observe(stream, i, sites, wanted, measured, advance=i < last)
+        for site in sites:
+            statistics = Statistics(
+                consumer=seen[site.key].consumer,
+                producer=seen[site.key].producer,
+                similarity=similar[site.key],
+                seed=recipe.seed,
+            )
+            scores = score(site, statistics, recipe)
+            found.scores[site.key] = scores
+            found.curves[site.key] = _curve(site, scores, recipe)
+            moments = seen[site.key].consumer
+            if divergence is not None and moments is not None:
+                found.moments[site.key] = moments
+                found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
+    progress("surveying", last + 1, last + 1)
+    return found
+
+
+def score(site: Site, statistics: Statistics, recipe: Recipe) -> Float[Tensor, " unit"]:
+    """The criterion's scores of one site.
+
+    Raises:
+        CalibrationError: not one finite number per unit.
+    """
+    scoring = recipe.scoring(site.name)
+    scores = CRITERIA[scoring.criterion](site, statistics, **scoring.options)
+    if scores.shape != (site.n_units,) or not bool(torch.isfinite(scores).all()):
+        raise CalibrationError(
+            f"block {site.block}, {site.key}: criterion {scoring.criterion!r} gave "
+            f"{int((~torch.isfinite(scores)).sum())} non-finite scores for {site.n_units} units"
+        )
+    return scores
+
+
+def similarity_of(
+    stream: BlockStream, fit: Sequence[int], site: Site, recipe: Recipe, needs: frozenset[str]
+) -> Tensor | None:
+    """The head similarity, on the batches `fit`, of an attention site whose criterion asks for it."""
+    if "similarity" not in needs:
+        return None
+    assert site.spec.probabilities is not None
+    return head_similarity(
+        stream,
+        site.block,
+        site.spec.probabilities,
+        sequences=min(recipe.similarity_sequences, sum(len(stream.batches[b]["input_ids"]) for b in fit)),
+        rows=recipe.similarity_rows,
+        skip=recipe.similarity_skip,
+        exclude_sink=recipe.exclude_sink,
+    )
+
+
+def _curve(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Float[Tensor, " count"]:
+    """Relative error with the lowest 0, 1, 2... units removed.
+
+    Scores that are no error curve are taken as each unit's share of the module's output energy.
+    """
+    ordered = scores.double().sort().values
+    if not CRITERIA[recipe.scoring(site.name).criterion].curve:
+        ordered = ordered.clamp_min(0).cumsum(0) / ordered.clamp_min(0).sum().clamp_min(1e-300)
+    return torch.cat([ordered.new_zeros(1), ordered])
+
+
+def _price(
+    site: Site,
+    scores: Float[Tensor, " unit"],
+    moments: Moments,
+    recipe: Recipe,
+    budget: Budget,
+    divergence: Divergence,
+    entering: Sequence[Tensor],
+) -> list[Point]:
+    chosen = RECONSTRUCTIONS[recipe.reconstruction]
+    repair = chosen if chosen.stage == "repair" else RECONSTRUCTIONS["none"]
+    points = []
+    for removed in levels_of(site, budget):
+        with repaired_in_place(site, scores, moments, removed, repair, recipe.ridge):
+            points.append((removed, divergence.measure(site.block, entering)))
+    return points
