@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .workflow import evaluate as evaluate
     from .workflow import inspect as inspect
     from .workflow import prune as prune
+    from .workflow import prune_sizes as prune_sizes
 
 _HOME = {
     "PruneLMError": "errors",
@@ -34,6 +35,7 @@ _HOME = {
     "narrow_": "sites",
     "prune": "workflow",
     "prune_": "pruning",
+    "prune_sizes": "workflow",
     "read_documents": "data",
     "sample_batches": "data",
     "save": "checkpoint",

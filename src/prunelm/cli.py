@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -94,7 +95,12 @@ def inspect(
 def prune(
     model: Model,
     out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove, in (0, 1).")],
+    sparsity: Annotated[
+        str,
+        typer.Option(
+            help="Share of the prunable parameters to remove, in (0, 1); several, as in 0.1,0.2, make a family."
+        ),
+    ],
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
     text: Text = None,
     self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False,
@@ -128,12 +134,14 @@ def prune(
     from .workflow import DTYPES
     from .workflow import dry_run as plan
     from .workflow import prune as run
+    from .workflow import prune_sizes as run_sizes
 
     if dtype is not None and dtype not in DTYPES:
         raise RecipeError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}. {did_you_mean(dtype, DTYPES)}")
+    shares = _numbers(sparsity)
     chosen = Recipe.load(
         recipe,
-        sparsity=sparsity,
+        sparsity=shares[0],
         criterion=criterion,
         allocator=allocator,
         reconstruction=reconstruction,
@@ -152,35 +160,51 @@ def prune(
         seed=seed,
         calibration="self-generated" if self_generated else None,
     )
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    sizes = [replace(chosen, sparsity=share) for share in shares]
     if dry_run:
         with _quiet():
-            row = plan(model, chosen, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-        _show_plan(row, chosen.to_dict(), as_json)
+            rows = [plan(model, size, **access) for size in sizes]
+        _show_plans(rows, [size.to_dict() for size in sizes], as_json)
         return
-    err.print(f"recipe: {json.dumps(chosen.to_dict())}")
+    said = {**chosen.to_dict(), "sparsity": shares if len(shares) > 1 else shares[0]}
+    err.print(f"recipe: {json.dumps(said)}")
+    options: dict[str, Any] = {"recipe": chosen, "text": text, "dtype": dtype, "force": force, **access}
     with _quiet(), _progress() as progress:
-        report = run(
-            model,
-            out_folder,
-            recipe=chosen,
-            text=text,
-            dtype=dtype,
-            force=force,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
+        if len(shares) == 1:
+            reports = {out_folder: run(model, out_folder, progress=progress, **options)}
+        else:
+            reports = run_sizes(model, out_folder, shares, progress=progress, **options)
+    _show_reports(reports, as_json)
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a comma-separated list, ascending."""
+    from .errors import BudgetError
+
+    try:
+        return sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise BudgetError(f"sparsity must be a number, or several with commas, got {text!r}") from None
+
+
+def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
+    """What was written, per folder."""
+    found = []
+    for folder, report in reports.items():
+        written = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
+        found.append({**written, "seconds": report.seconds, "out": str(folder)})
+        if as_json:
+            continue
+        _notes(report.notes)
+        sizes = written["parameters"]
+        out.print(
+            f"{sizes['before']:,} -> {sizes['after']:,} parameters: {sizes['share_of_blocks']:.2%} of the blocks, "
+            f"{sizes['share_of_model']:.2%} of the model, in {report.seconds:.0f} s"
         )
-    written = json.loads((out_folder / "pruning.json").read_text(encoding="utf-8"))
+        out.print(f"{folder}: loaded in a fresh process, same logits. {_how_to_load(written['loader'], folder)}")
     if as_json:
-        _print_json({**written, "seconds": report.seconds, "out": str(out_folder)})
-        return
-    _notes(report.notes)
-    sizes = written["parameters"]
-    out.print(
-        f"{sizes['before']:,} -> {sizes['after']:,} parameters: {sizes['share_of_blocks']:.2%} of the blocks, "
-        f"{sizes['share_of_model']:.2%} of the model, in {report.seconds:.0f} s"
-    )
-    out.print(f"{out_folder}: loaded in a fresh process, same logits. {_how_to_load(written['loader'], out_folder)}")
+        _print_json(found if len(found) > 1 else found[0])
 
 
 @app.command()
@@ -331,14 +355,16 @@ def _planned(row: dict[str, Any]) -> tuple[str, str, str, str]:
     return f"{row['parameters']:,}", *shares, kept or "decided by measurements"
 
 
-def _show_plan(row: dict[str, Any], recipe: dict[str, Any], as_json: bool) -> None:
+def _show_plans(rows: Sequence[dict[str, Any]], recipes: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        _print_json({**row, "recipe": recipe})
+        found = [{**row, "recipe": recipe} for row, recipe in zip(rows, recipes, strict=True)]
+        _print_json(found if len(found) > 1 else found[0])
         return
     table = Table("parameters after", "of the blocks", "of the model", "kept per block")
-    table.add_row(*_planned(row))
+    for row in rows:
+        table.add_row(*_planned(row))
     out.print(table, soft_wrap=False)
-    _notes(row["notes"])
+    _notes([note for row in rows for note in row["notes"]])
     out.print("Nothing was written (--dry-run).")
 
 
@@ -421,7 +447,7 @@ def main() -> None:
         err.print(f"error: {error}")
         sys.exit(1)
     except _Interrupted:
-        err.print("error: interrupted; nothing was written")
+        err.print("error: interrupted; nothing was left half-written")
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,7 +19,7 @@ from .stream import Batch
 SUFFIXES = {".txt", ".md", ".jsonl"}
 TEXT_FIELDS = ("text", "sentence")
 JOIN = "\n\n"
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A recipe applied to a model's sizes, before any weight is touched."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ class Job:
         return self.counts.get(site.key, site.n_units)
 
 
-def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
+def plan_counts(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None = None) -> Job:
     """How many units each site keeps under a recipe; touches no weight and reads no text.
 
     Where the allocator needs measurements, only whether the budget can be met at all is known, and `counts` is None.
@@ -74,6 +74,7 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
         multiple_of=multiple,
         min_units=recipe.min_units,
         attention_share=recipe.attention_share,
+        floor=floor or {},
         legal=(lambda _site, _kept: True) if recipe.per_block else _legal(model),
     )
     job = Job(everything=everything, sites=chosen, budget=budget, counts=None, step=0, prunable=total, notes=notes)
@@ -85,18 +86,18 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe) -> Job:
     return job
 
 
-def prepare_(model: PreTrainedModel, recipe: Recipe) -> Job:
+def prepare_(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None = None) -> Job:
     """The plan of a recipe, after giving consumers a bias where the recipe asks for one and the config has room.
 
     Raises:
         BudgetError: whole units cannot meet the budget; the model is as it was.
     """
     if not recipe.bias:
-        return plan_counts(model, recipe)
+        return plan_counts(model, recipe, floor)
     sites, without = missing_biases(model, recipe.sites)
     added = add_biases_(model, sites)
     try:
-        job = plan_counts(model, recipe)
+        job = plan_counts(model, recipe, floor)
     except BudgetError:
         remove_biases_(model, sites)
         raise

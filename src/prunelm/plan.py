@@ -41,6 +41,7 @@ class Budget:
         multiple_of: kept FFN channels are a multiple of this.
         min_units: units that every site keeps at least, per KV head where units are query heads.
         attention_share: sparsity of attention relative to the overall one; FFN pays the rest.
+        floor: units that a site must lose at least, by site key: what a larger model of the same family has lost.
         legal: whether plain loaders accept this many kept units of a site in every block.
     """
 
@@ -50,6 +51,7 @@ class Budget:
     multiple_of: int = 1
     min_units: int = 1
     attention_share: float = 1.0
+    floor: Mapping[str, int] = field(default_factory=dict)
     legal: Callable[[Site, int], bool] = field(default=lambda _site, _kept: True)
 
     @property
@@ -66,11 +68,12 @@ class Budget:
         return f"{math.floor(parameters / (self.asked_of or self.total) * 10_000) / 10_000:.4f}"
 
     def options(self, site: Site) -> list[int]:
-        """Numbers of units that may be removed from a site, ascending, 0 included."""
-        floor = self.min_units * site.strata
+        """Numbers of units that may be removed from a site, ascending, from 0 (or the site's floor) up."""
+        least = self.min_units * site.strata
         step = self.multiple_of if site.spec.probabilities is None else site.strata
-        kept = [k for k in range(site.n_units, floor - 1, -1) if k % step == 0 and k < site.n_units]
-        return [0, *(site.n_units - k for k in kept if self.legal(site, k))]
+        kept = [k for k in range(site.n_units, least - 1, -1) if k % step == 0 and k < site.n_units]
+        floor = self.floor.get(site.key, 0)
+        return [o for o in (0, *(site.n_units - k for k in kept if self.legal(site, k))) if o >= floor] or [floor]
 
     def step(self, site: Site) -> int:
         """Parameters between two neighbouring options of a site."""
@@ -124,5 +127,5 @@ def top_units(scores: Float[Tensor, " unit"], keep: int, strata: int = 1) -> Int
 
 
 def largest_option(options: Sequence[int], at_most: float) -> int:
-    """The largest option that is not above `at_most`."""
-    return max(option for option in options if option <= at_most + 1e-9)
+    """The largest option that is not above `at_most`, or else the smallest."""
+    return max((option for option in options if option <= at_most + 1e-9), default=min(options))

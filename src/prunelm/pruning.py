@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .allocators import ALLOCATORS
-from .criteria import CRITERIA, Statistics
+from .allocation import Outlook, allocated, look
+from .criteria import Statistics
 from .data import Batches
-from .errors import RecipeError
-from .job import Job, decide, prepare_
+from .job import Job, prepare_
 from .moments import CrossMoments, Moments
 from .observation import Observed, first_producer, observe, observe_pair
 from .plan import Plan, top_units
 from .progress import Progress, silent
+from .reading import Reading, reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .repairing import repaired
 from .sites import Site, bias_of, by_block, find_blocks, narrow_, set_weight_, weight_of
 from .stream import BlockStream, release_memory
-from .survey import score, similarity_of, survey
+from .survey import score, similarity_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ def prune_(
     recipe: Recipe,
     *,
     refit: Batches | None = None,
+    outlook: Outlook | None = None,
+    floor: Mapping[str, int] | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Remove `recipe.sparsity` of the model's prunable parameters, in place, without training.
@@ -74,6 +76,9 @@ def prune_(
         recipe: every choice that changes the numbers.
         refit: what covariances are taken from, for the Gaussian second moment and for refits; the same as
             `calibration` by default.
+        outlook: what was seen of the dense model before; its scores then choose the units, so that the sizes of a
+            family are nested.
+        floor: units that each site must lose at least.
         progress: told about every block.
 
     Raises:
@@ -82,11 +87,17 @@ def prune_(
     """
     start = time.perf_counter()
     before = sum(p.numel() for p in model.parameters())
-    job = prepare_(model, recipe)
-    work = _Work(model, calibration, refit, recipe, job)
-    if job.counts is None:
-        work.allocate(progress)
-        job = work.job
+    job = prepare_(model, recipe, floor)
+    read = reading(calibration, refit, recipe, job.sites)
+    stream = BlockStream(model, read.batches)
+    seen = outlook
+    if seen is None and job.counts is None:
+        seen = look(stream.fork(), read, recipe, job, progress)
+    if seen is not None:
+        job = allocated(job, recipe, seen)
+    work = _Work(stream, read, recipe, job, outlook.survey.scores if outlook is not None else None)
+    if seen is not None:
+        work.report.update(seen.report())
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(last + 1):
@@ -126,9 +137,9 @@ class _Work:
     """The streams and results of one run; one block at a time."""
 
     def __init__(
-        self, model: PreTrainedModel, calibration: Batches, refit: Batches | None, recipe: Recipe, job: Job
+        self, stream: BlockStream, read: Reading, recipe: Recipe, job: Job, scores: Mapping[str, Tensor] | None
     ) -> None:
-        self.model, self.recipe, self.job = model, recipe, job
+        self.recipe, self.job = recipe, job
         self.kept: dict[str, Tensor] = {}
         self.report: dict[str, dict[str, Any]] = {}
         self.owed = 0
@@ -136,48 +147,11 @@ class _Work:
         chosen = RECONSTRUCTIONS[recipe.reconstruction]
         self.refit = chosen if chosen.stage == "refit" else None
         self.repair = chosen if chosen.stage == "repair" else None
-        fit, held = calibration.split(recipe.held_out if self.repair is not None else 0.0)
-        batches = [*fit.batches, *held.batches]
-        scored = range(len(fit.batches))
-        self.held = range(len(scored), len(batches))
-        self.fitted = scored
-        if refit is not None:
-            self.fitted = range(len(batches), len(batches) + len(refit.batches))
-            batches += refit.batches
-        self.measured = {"consumer": scored, "held": self.held, "producer": self.fitted}
-        self.needs = {s.name: self._needs(s) for s in job.sites}
-        reads = any(self.needs.values()) or self.refit is not None
-        self.stream = BlockStream(model, batches if reads else [])
+        self.read = read
+        self.scores = {} if scores is None else dict(scores)
+        self.stream = stream
         two_streams = self.refit is not None or (self.repair is not None and recipe.dense_share > 0)
         self.dense = self.stream.fork() if two_streams else None
-
-    def _needs(self, site: Site) -> frozenset[str]:
-        scoring = self.recipe.scoring(site.name)
-        needs = CRITERIA[scoring.criterion].needs(**scoring.options)
-        if "similarity" in needs and site.spec.probabilities is None:
-            raise RecipeError(f"criterion {scoring.criterion!r} compares heads, and {site.name} has none")
-        if self.repair is not None:
-            needs |= {"gram"} | ({"held"} if self.held else frozenset())
-        return needs
-
-    def allocate(self, progress: Progress) -> None:
-        """Decide how many units stay by a pass over the dense model; nothing is changed."""
-        wanted = ALLOCATORS[self.recipe.allocator].needs
-        assert wanted is not None
-        found = survey(
-            self.stream.fork(),
-            self.measured["consumer"],
-            self.held,
-            self.recipe,
-            self.job,
-            self.needs,
-            price=wanted == "damage",
-            progress=progress,
-        )
-        measured = found.measured(wanted, self.job.sites, self.job.budget)
-        self.job = decide(self.job, self.recipe, measured)
-        for key, points in found.prices.items():
-            self.report[key] = {"prices": points}
 
     def block_(self, i: int, sites: Sequence[Site], *, advance: bool) -> None:
         """Prune the sites of block `i` and carry the streams through it."""
@@ -224,15 +198,15 @@ class _Work:
             self._keep_all(site)
         sites = [site for site in sites if not self._untouched(site)]
         similar = {s.key: self._similarity(s) for s in sites}
-        seen = observe(self.stream, i, sites, self.needs, self.measured, advance=advance)
+        seen = observe(self.stream, i, sites, self.read.needs, self.read.places, advance=advance)
         for site in sites:
             self._prune_(site, seen[site.key], None, similar[site.key])
 
     def _observed(self, i: int, site: Site, moments: tuple[Moments, Moments] | None) -> Observed:
         """What the site's criterion and repair read, measured on the stream as it now is."""
-        if moments is not None and self.fitted is self.measured["consumer"]:
+        if moments is not None and self.read.refit is self.read.fit:
             return Observed(producer=moments[0], consumer=moments[1])
-        return observe(self.stream, i, [site], self.needs, self.measured, advance=False)[site.key]
+        return observe(self.stream, i, [site], self.read.needs, self.read.places, advance=False)[site.key]
 
     def _prune_(self, site: Site, seen: Observed, original: nn.Module | None, similarity: Tensor | None = None) -> None:
         """Score the site's units, choose, repair the consumer for what goes, narrow."""
@@ -241,7 +215,7 @@ class _Work:
         statistics = Statistics(
             consumer=seen.consumer, producer=seen.producer, similarity=similarity, seed=self.recipe.seed
         )
-        scores = score(site, statistics, self.recipe)
+        scores = self.scores[site.key] if site.key in self.scores else score(site, statistics, self.recipe)
         kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)
         entry = self.report.setdefault(site.key, {})
         entry |= {"units": site.n_units, "kept": len(kept)}
@@ -263,7 +237,7 @@ class _Work:
         weight, bias = weight_of(layer), bias_of(layer)
         exit_ = site.spec.consumer[0]
         targets: list[CrossMoments | None] = []
-        for batches, moments in ((self.measured["consumer"], seen.consumer), (self.held, seen.held)):
+        for batches, moments in ((self.read.fit, seen.consumer), (self.read.held, seen.held)):
             if moments is None:
                 targets.append(None)
             elif original is None or not self.drifted or self.dense is None:
@@ -278,12 +252,12 @@ class _Work:
         self.report[site.key] |= {
             "repair": found.how,
             "ridge": found.ridge,
-            "held_out_errors" if self.held else "errors": found.errors,
+            "held_out_errors" if self.read.held else "errors": found.errors,
         }
         return found.weight, found.bias
 
     def _similarity(self, site: Site) -> Tensor | None:
-        return similarity_of(self.stream, self.measured["consumer"], site, self.recipe, self.needs[site.name])
+        return similarity_of(self.stream, self.read.fit, site, self.recipe, self.read.needs[site.name])
 
     def _refit_(self, i: int, site: Site, original: nn.Module, *, advance: bool) -> tuple[Moments, Moments]:
         """Refit the producers, then the consumer, to the dense outputs; the moments of both layers' inputs now.
@@ -295,7 +269,7 @@ class _Work:
         block, ridge = self.stream.blocks[i], self.recipe.ridge
         entry, exit_ = first_producer(site), site.spec.consumer[0]
         pair = (self.stream, self.dense, i)
-        step1 = observe_pair(*pair, entry, self.fitted, original=original, through=None, advance=False)
+        step1 = observe_pair(*pair, entry, self.read.refit, original=original, through=None, advance=False)
         step1.x.check(f"block {i}, {site.key}")
         for path in site.spec.producers:
             if path not in site.spec.normed:
@@ -303,9 +277,11 @@ class _Work:
                 weight, bias = weight_of(layer), bias_of(layer)
                 all_ = torch.arange(weight.shape[1])
                 set_weight_(layer, *self.refit(weight, bias, step1.mapped(weight, bias), all_, ridge=ridge))
+        release_memory()
         layer, through = block.get_submodule(exit_), original.get_submodule(exit_)
-        step2 = observe_pair(*pair, exit_, self.fitted, original=original, through=through, advance=advance)
+        step2 = observe_pair(*pair, exit_, self.read.refit, original=original, through=through, advance=advance)
         step2.x.check(f"block {i}, {site.key}")
+        release_memory()
         weight, bias = weight_of(layer), bias_of(layer)
         before = step2.residual(weight, bias)
         refitted = self.refit(weight, bias, step2, torch.arange(weight.shape[1]), ridge=ridge)

@@ -57,6 +57,8 @@ class Recipe:
         held_out: share of the calibration sequences that judges repairs and takes no part in them; 0 judges nothing.
         dense_share: of a repair's target, what the dense model gives on its own inputs; the rest is what the present
             weights give on the inputs behind the pruned prefix.
+        price_tokens: held-out tokens on which allocators that look at the output measure it.
+        candidates: whole plans that such an allocator measures to refine its budgets; 1 takes its first plan.
         samples, length: calibration sequences and tokens in each.
         calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
         covariance_text: what covariances are taken from, for the Gaussian second moment and for refits: `same` as
@@ -87,6 +89,8 @@ class Recipe:
     bias: bool = False
     held_out: float = 0.0
     dense_share: float = 0.0
+    price_tokens: int = 2048
+    candidates: int = 1
     samples: int = 64
     length: int = 512
     calibration: str = "text"
@@ -109,6 +113,8 @@ class Recipe:
             ("samples", 1),
             ("length", 8),
             ("min_units", 1),
+            ("price_tokens", 1),
+            ("candidates", 1),
             ("multiple_of", 0),
             ("similarity_sequences", 1),
             ("similarity_rows", 0),
@@ -124,15 +130,15 @@ class Recipe:
         for name, most in (("held_out", 0.5), ("dense_share", 1.0)):
             if not 0 <= getattr(self, name) <= most:
                 raise RecipeError(f"{name} must be in [0, {most:g}], got {getattr(self, name)}")
-        needs = ALLOCATORS[self.allocator].needs
-        if needs == "damage" and not self.held_out:
+        chosen = ALLOCATORS[self.allocator]
+        if chosen.needs == "damage" and not self.held_out:
             raise RecipeError(
                 f"allocator {self.allocator!r} prices errors on held-out tokens: held_out must be above 0, as in 0.125"
             )
-        if needs is not None and not self.per_block:
+        if chosen.needs is not None and not chosen.even and not self.per_block:
             raise RecipeError(
                 f"allocator {self.allocator!r} gives blocks different widths: it needs per_block (opens with "
-                "prunelm.load), or use allocator 'uniform'"
+                "prunelm.load), or use allocator 'split' or 'uniform'"
             )
         stage = RECONSTRUCTIONS[self.reconstruction].stage
         if self.order == "one-shot" and (stage == "refit" or self.dense_share):

@@ -34,16 +34,23 @@ def levels_of(site: Site, budget: Budget) -> list[int]:
 
 
 class Divergence:
-    """Mean divergence of a changed model from itself as it was, on the batches of a stream.
+    """Mean divergence of a changed model from itself as it was, on the batches of a stream at its first block.
 
     KL(dense || changed) per token in nats where the model predicts something; else the squared distance of the last
     hidden states, relative to the dense ones.
     """
 
+    @torch.no_grad()
     def __init__(self, stream: BlockStream, batches: Sequence[int]) -> None:
         self.stream, self.batches = stream, list(batches)
+        self.entering = [stream.hidden[b] for b in self.batches]
         self.predicts = stream.model.get_output_embeddings() is not None or hasattr(stream.model, "classifier")
         self.dense = {b: self._rows(self._finish(b, 0, stream.hidden[b])) for b in self.batches}
+
+    @property
+    def rows(self) -> int:
+        """Tokens (sequences, for classifiers) that it is the mean over."""
+        return sum(len(rows) for rows in self.dense.values())
 
     def _finish(self, b: int, i: int, hidden: Tensor) -> Tensor:
         """The model's output for batch `b` from the hidden states that enter block `i`."""
@@ -58,6 +65,7 @@ class Divergence:
     def _rows(self, output: Tensor) -> Tensor:
         return output.float().log_softmax(-1) if self.predicts else output.float()
 
+    @torch.no_grad()
     def measure(self, i: int, hidden: Sequence[Tensor]) -> float:
         """The divergence now, from the hidden states of each batch that enter block `i`."""
         total, rows = 0.0, 0
@@ -72,7 +80,6 @@ class Divergence:
 
 
 @contextlib.contextmanager
-@torch.no_grad()
 def repaired_in_place(
     site: Site, scores: Float[Tensor, " unit"], moments: Moments, removed: int, repair: Reconstruction, ridge: float
 ) -> Iterator[None]:
@@ -81,7 +88,8 @@ def repaired_in_place(
     Columns of removed units are zero, which computes what narrowing computes.
     """
     layer = site.consumer.layer
-    weight, bias = weight_of(layer), bias_of(layer)
+    weight, bias = weight_of(layer).detach(), bias_of(layer)
+    bias = None if bias is None else bias.detach()
     old, old_bias = weight.clone(), None if bias is None else bias.clone()
     columns = site.consumer.keep(top_units(scores, site.n_units - removed, site.strata))
     new, new_bias = repair(old, old_bias, CrossMoments.of_layer(moments, old, old_bias), columns, ridge=ridge)

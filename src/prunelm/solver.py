@@ -7,6 +7,8 @@ from torch import Tensor
 from .errors import CalibrationError
 
 FACTORS = (1, 10, 100, 1_000, 10_000)
+ROWS = 256
+"""Outputs solved for at a time: each needs several rows in the dtype of the moments."""
 
 
 def damped_fit(
@@ -21,6 +23,7 @@ def damped_fit(
 
     One Cholesky of channel x channel in the dtype of `second`. Where that fails, ten times the damping is tried, up
     to ten thousand times. No copy of `second` is made, such matrices being large: its diagonal is put back at the end.
+    The result has the dtype of `prior`.
 
     Raises:
         CalibrationError: the moments cannot be factored even so; says how many tokens would do.
@@ -32,7 +35,8 @@ def damped_fit(
             second.diagonal().copy_(energy + now)
             root, info = torch.linalg.cholesky_ex(second)
             if int(info) == 0:
-                return torch.cholesky_solve((cross + prior * now).T, root).T
+                rows = zip(torch.split(cross, ROWS), torch.split(prior, ROWS), strict=True)
+                return torch.cat([torch.cholesky_solve((c + p * now).T, root).T.to(p) for c, p in rows])
     finally:
         second.diagonal().copy_(energy)
     raise CalibrationError(

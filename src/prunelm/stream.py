@@ -7,6 +7,7 @@ blocks are run one at a time.
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .sites import find_blocks
 
 Batch = Mapping[str, Tensor]
+_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 class _Stop(Exception):
@@ -156,8 +158,9 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 
 def release_memory() -> None:
     """Hand freed memory back where the C library keeps it: after a block, that can be more than its weights."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _pass_on(*args: Any, **kwargs: Any) -> Tensor:

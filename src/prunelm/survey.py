@@ -49,37 +49,34 @@ class Survey:
 def survey(
     stream: BlockStream,
     fit: Sequence[int],
-    held: Sequence[int],
     recipe: Recipe,
     job: Job,
     needs: Mapping[str, frozenset[str]],
     *,
-    price: bool,
+    divergence: Divergence | None,
     progress: Progress,
 ) -> Survey:
-    """Scores and error curves of every site on the dense model, and with `price` what errors cost at its output.
+    """Scores and error curves of every site on the dense model, and with `divergence` what errors cost at its output.
 
     Args:
         stream: at the first block of the dense model.
         fit: batches that statistics are taken from.
-        held: batches on which the divergence at the output is measured.
         recipe: criteria and their options, repair and ridge.
         job: the sites and the budget whose options are priced.
         needs: statistics per site name.
-        price: whether to measure prices, and to keep the moments for a search.
+        divergence: measures prices; the moments are then kept for a search.
         progress: told about every block.
 
     Raises:
         CalibrationError: statistics or scores are not finite; names the block.
     """
     found = Survey()
-    divergence = Divergence(stream, held) if price else None
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(last + 1):
         progress("surveying", i, last + 1)
         sites = groups.get(i, [])
-        entering = [stream.hidden[b] for b in held] if divergence is not None else []
+        entering = [stream.hidden[b] for b in divergence.batches] if divergence is not None else []
         similar = {site.key: similarity_of(stream, fit, site, recipe, needs[site.name]) for site in sites}
         measured = {"consumer": fit, "held": (), "producer": fit}
         wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}

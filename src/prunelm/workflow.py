@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from .data import Batches, read_documents, sample_batches
 from .errors import BudgetError, DataError
 from .evaluation import Evaluation, task_of
 from .evaluation import evaluate as evaluate_model
+from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, plan_counts, prepare_
-from .loading import bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
+from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .plan import prunable
 from .progress import Progress, silent
 from .pruning import Report, prune_
@@ -129,35 +130,115 @@ def prune(
         PruneLMError: one line that says what to do; nothing was written.
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    files = _files(model, [chosen], [Path(out)], text, dtype, force, access)
+    progress("loading", 0, 1)
+    dense = load_model(files.source)
+    progress("loading", 1, 1)
+    calibration, refit = files.calibrate(dense, chosen)
+    report = prune_(dense, calibration, chosen, refit=refit, progress=progress)
+    progress("saving", 0, 1)
+    files.save(dense, report, Path(out))
+    progress("saving", 1, 1)
+    return report
+
+
+def prune_sizes(
+    model: str | Path,
+    out: str | Path,
+    sparsities: Sequence[float],
+    *,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    text: str | Path | None = None,
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> dict[Path, Report]:
+    """Nested models of several sizes, one folder each below `out`, from one look at the dense model.
+
+    The folders are named after the sparsities, as in `OUT/0.2`, and written one by one, the largest model first; each
+    opens and is proven as that of `prune` is. For the arguments see there.
+
+    Raises:
+        PruneLMError: one line that says what to do; folders that were finished before stay.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, sparsity=min(sparsities), **overrides)
+    sizes = [replace(chosen, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
+    check_target(out, force=True)
+    files = _files(model, sizes, folders, text, dtype, force, access)
+    calibration, refit = files.calibrate(load_model(files.source), chosen)
+    reports = {}
+    Path(out).mkdir(exist_ok=True)
+    family = prune_family(
+        lambda: load_model(files.source),
+        calibration,
+        chosen,
+        [size.sparsity for size in sizes],
+        refit=refit,
+        progress=progress,
+    )
+    for folder, (pruned, report) in zip(folders, family, strict=True):
+        files.save(pruned, report, folder)
+        reports[folder] = report
+    return reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """The files of a run: where the model comes from, what it is calibrated on, how it is written."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase | None
+    documents: list[str] | None
+    text: str | None
+    dtype: torch.dtype
+    force: bool
+
+    def calibrate(self, dense: PreTrainedModel, recipe: Recipe) -> tuple[Batches, Batches | None]:
+        return calibrate(dense, self.tokenizer, recipe, self.documents, name=self.text)
+
+    def save(self, pruned: PreTrainedModel, report: Report, out: Path) -> None:
+        save(pruned, report, out, source=self.source, tokenizer=self.tokenizer, dtype=self.dtype, force=self.force)
+
+
+def _files(
+    model: str | Path,
+    sizes: Sequence[Recipe],
+    folders: Sequence[Path],
+    text: str | Path | None,
+    dtype: str | None,
+    force: bool,
+    access: dict[str, bool],
+) -> _Files:
+    """The files of a run, checked before any weight is read: the recipe's text, the targets, the budgets, the disk."""
+    chosen = sizes[0]
     if text is not None and chosen.calibration == "self-generated":
         raise DataError("--text and self-generated calibration exclude each other: this recipe writes its own text")
     if text is None and chosen.reads_text and chosen.calibration == "text":
         raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE, or --self-generated")
-    check_target(out, force=force)
-    source = find_model(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    for folder in folders:
+        if len(folders) == 1 or folder.parent.is_dir():
+            check_target(folder, force=force)
+    source = find_model(model, **access)
     written = DTYPES[dtype] if dtype else stored_dtype(source)
-    shapes = skeleton(source)
-    need = planned(shapes, prepare_(shapes, chosen))["parameters"] * written.itemsize
-    check_target(out, force=force, need_bytes=need)
-    documents = read_documents(text) if text is not None and chosen.reads_text else None
-    progress("loading", 0, 1)
-    tokenizer = load_tokenizer(source) if chosen.reads_text or source.gguf else None
-    dense = load_model(source)
-    progress("loading", 1, 1)
-    calibration, refit = calibrate(dense, tokenizer, chosen, documents, name=Path(text).name if text else None)
-    report = prune_(dense, calibration, chosen, refit=refit, progress=progress)
-    progress("saving", 0, 1)
-    save(
-        dense,
-        report,
-        out,
+    need = 0
+    for size in sizes:
+        shapes = skeleton(source)
+        need += planned(shapes, prepare_(shapes, size))["parameters"] * written.itemsize
+    check_target(folders[0] if len(folders) == 1 else folders[0].parent, force=True, need_bytes=need)
+    return _Files(
         source=source,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(source) if chosen.reads_text or source.gguf else None,
+        documents=read_documents(text) if text is not None and chosen.reads_text else None,
+        text=Path(text).name if text else None,
         dtype=written,
         force=force,
     )
-    progress("saving", 1, 1)
-    return report
 
 
 def calibrate(

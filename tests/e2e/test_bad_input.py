@@ -380,6 +380,31 @@ def test_cross_attention_is_refused(
 # Budgets.
 
 
+@pytest.mark.parametrize("sparsity", ["half", "0.1;0.2", "0.1,", ""])
+def test_sparsity_that_is_no_number(
+    sparsity: str, refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--recipe", "l1", "--sparsity", sparsity)
+    refused(*command, says=("sparsity must be a number, or several with commas", re.escape(repr(sparsity))))
+
+
+def test_one_size_of_several_that_cannot_be_met_writes_none(
+    refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--recipe", "l1", "--multiple-of", "1")
+    refused(*command, "--sparsity", "0.2,0.99", says=("cannot be met", "at most"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_size_of_several_that_exists_is_refused(
+    refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "0.4").mkdir(parents=True)
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--recipe", "l1", "--multiple-of", "1")
+    refused(*command, "--sparsity", "0.2,0.4", says=("exists", "--force"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["0.4"]
+
+
 @pytest.mark.parametrize("sparsity", ["-0.1", "0", "1.0", "1.5", "nan", "inf"])
 def test_sparsity_that_is_none(
     sparsity: str, refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
@@ -935,5 +960,5 @@ def test_interrupted(
     before.pop(heard.name, None)
     assert tree(tmp_path) == before
     assert stdout == ""
-    assert lines[1:] == ["error: interrupted; nothing was written"], lines
+    assert lines[1:] == ["error: interrupted; nothing was left half-written"], lines
     assert process.returncode == 1

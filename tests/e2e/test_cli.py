@@ -143,6 +143,26 @@ def test_pruning_again_gives_the_same_bytes(
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+def test_several_sizes_from_one_calibration(
+    cli: Callable[..., Any], tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    command = ("prune", tiny_folder("llama"), tmp_path / "sizes", "--sparsity", "0.4,0.2", "--recipe", "obs")
+    ran = cli(*command, "--multiple-of", "1", "--samples", "16", "--length", "32", "--text", text_file)
+    assert ran.code == 0, ran
+    assert '"sparsity": [0.2, 0.4]' in ran.err
+    kept = []
+    for name in ("0.2", "0.4"):
+        folder = tmp_path / "sizes" / name
+        assert f"{folder}: loaded in a fresh process, same logits" in ran.out
+        facts = read(folder, "pruning.json")
+        assert facts["recipe"]["sparsity"] == float(name)
+        assert LlamaForCausalLM.from_pretrained(folder).config.intermediate_size == len(facts["sites"]["0.ffn"]["kept"])
+        kept.append({key: set(site["kept"]) for key, site in facts["sites"].items()})
+    assert all(kept[1][key] <= kept[0][key] for key in kept[0])
+    again = cli(*command, "--text", text_file, "--dry-run", "--json")
+    assert [row["recipe"]["sparsity"] for row in json.loads(again.out)] == [0.2, 0.4]
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_dry_run_writes_nothing_and_foretells(
     as_json: bool, uniform: tuple[Path, Any], cli: Callable[..., Any], tiny_folder: Any, tmp_path: Path

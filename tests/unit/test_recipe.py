@@ -10,7 +10,19 @@ import pytest
 from prunelm.errors import BudgetError, PruneLMError, RecipeError, UnknownPluginError
 from prunelm.recipe import Recipe, Scoring, recipe_names, recipe_summaries
 
-SHIPPED = ("goa", "goa-budget", "goa-data-free", "l1", "l2", "random", "wanda-sp")
+SHIPPED = (
+    "best",
+    "best-uniform",
+    "flap",
+    "goa",
+    "goa-budget",
+    "goa-data-free",
+    "l1",
+    "l2",
+    "obs",
+    "random",
+    "wanda-sp",
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

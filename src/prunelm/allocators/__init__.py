@@ -21,11 +21,13 @@ class Allocator:
 
     `needs`: None (sizes only); `scores`, one per unit of a site; `curves`, the relative error of the module with each
     of its `budget.options(site)` removed; or `damage`, the price of the same in divergence at the model's output.
+    `even`: widths are the same in every block, as plain loaders want them.
     """
 
     name: str
     allocate: Allocate
     needs: str | None = None
+    even: bool = False
 
     def __call__(self, sites: Sequence[Site], budget: Budget, *measured: Measured) -> tuple[Counts, int]:
         """Kept units per site, and one step of the budget in parameters."""
@@ -35,18 +37,19 @@ class Allocator:
 ALLOCATORS: Registry[Allocator] = Registry("allocator", "prunelm.allocators")
 
 
-def allocator(name: str, *, needs: str | None = None) -> Callable[[Allocate], Allocate]:
+def allocator(name: str, *, needs: str | None = None, even: bool = False) -> Callable[[Allocate], Allocate]:
     """A decorator that registers `(sites, budget[, what it needs]) -> (kept units per site, one step in parameters)`.
 
     Args:
         name: what recipes call it.
         needs: None, `scores`, `curves` or `damage`; see `Allocator`.
+        even: whether its widths are the same in every block.
     """
     if needs is not None and needs not in MEASURES:
         raise ValueError(f"allocator {name!r} needs {needs!r}, but only {', '.join(MEASURES)} can be measured")
 
     def decorate(allocate: Allocate) -> Allocate:
-        item = Allocator(name, allocate, needs)
+        item = Allocator(name, allocate, needs, even)
         object.__setattr__(item, "__doc__", allocate.__doc__)
         ALLOCATORS.register(name, item, allocate.__module__)
         return allocate

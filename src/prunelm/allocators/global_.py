@@ -36,7 +36,7 @@ def global_(sites: Sequence[Site], budget: Budget, scores: Measured) -> tuple[Co
     taken = dict.fromkeys(by_key, 0)
     waiting = [(float(ranked[key][options[key][1] - 1]), key) for key in by_key if len(options[key]) > 1]
     heapq.heapify(waiting)
-    left = budget.target
+    left = budget.target - sum(options[key][0] * site.cost for key, site in by_key.items())
     while waiting:
         _, key = heapq.heappop(waiting)
         now = options[key][taken[key] : taken[key] + 3]

@@ -31,7 +31,7 @@ def per_module(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
     last = groups[-1][-1]
     step = budget.step(last)
     removed_all = sum((site.n_units - counts[site.key]) * site.cost for site in sites)
-    if removed_all == 0 or budget.target - removed_all >= step:
+    if removed_all == 0 or not 0 <= budget.target - removed_all < step:
         most = sum(budget.options(site)[-1] * site.cost for site in sites)
         raise BudgetError(
             f"sparsity {budget.share(budget.target)} ({budget.target:,} parameters) cannot be met by whole units: "

@@ -1,19 +1,43 @@
 """The same widths in every block: what plain loaders can open."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import BudgetError
 from ..plan import Budget, Counts, largest_option
 from ..sites import Site
-from . import allocator
+from . import Measured, allocator
 
 
-@allocator("uniform")
+@allocator("uniform", even=True)
 def uniform(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
     """The same number of units everywhere: attention its share rounded down to whole units, FFN the rest.
 
     Raises:
         BudgetError: blocks differ already, or no legal widths meet the budget; says which budgets can be met.
+    """
+    return next(uniform_plans(sites, budget))
+
+
+@allocator("split", needs="damage", even=True)
+def split(sites: Sequence[Site], budget: Budget, damage: Measured) -> tuple[Counts, int]:
+    """The same number of units everywhere, divided between attention and FFN so that summed damage is least.
+
+    Raises:
+        BudgetError: blocks differ already, or no legal widths meet the budget; says which budgets can be met.
+    """
+    return min(uniform_plans(sites, budget), key=lambda plan: summed(sites, budget, damage, plan[0]))
+
+
+def summed(sites: Sequence[Site], budget: Budget, damage: Measured, counts: Counts) -> float:
+    """The damage that a plan is expected to do."""
+    return sum(float(damage[s.key][budget.options(s).index(s.n_units - counts[s.key])]) for s in sites)
+
+
+def uniform_plans(sites: Sequence[Site], budget: Budget) -> Iterator[tuple[Counts, int]]:
+    """Every plan with equal widths that meets the budget, nearest to equal shares first, and one step of it.
+
+    Raises:
+        BudgetError: there is none; says which budgets can be met.
     """
     kinds: dict[str, list[Site]] = {}
     for site in sites:
@@ -25,6 +49,7 @@ def uniform(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
     blocks = {name: len(same) for name, same in kinds.items()}
     step = budget.step(filler) * blocks[filler.name]
     tried: set[int] = set()
+    found = False
     for lead in _leading_choices(leading, budget):
         spent = sum(blocks[s.name] * s.cost * removed for s, removed in zip(leading, lead, strict=True))
         want = (budget.target - spent) / (filler.cost * blocks[filler.name])
@@ -33,10 +58,12 @@ def uniform(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
         last = largest_option(budget.options(filler), want)
         removed = spent + last * filler.cost * blocks[filler.name]
         tried.add(removed)
-        if removed and budget.target - removed < step:
+        if removed and 0 <= budget.target - removed < step:
             counts = {s.name: s.n_units - r for s, r in zip((*leading, filler), (*lead, last), strict=True)}
-            return {site.key: counts[site.name] for site in sites}, step
-    raise BudgetError(_unmet(budget, kinds, tried, step))
+            found = True
+            yield {site.key: counts[site.name] for site in sites}, step
+    if not found:
+        raise BudgetError(_unmet(budget, kinds, tried, step))
 
 
 def _leading_choices(leading: Sequence[Site], budget: Budget) -> list[tuple[int, ...]]:

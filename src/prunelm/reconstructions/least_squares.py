@@ -37,7 +37,7 @@ def least_squares(
         cross = cross - torch.outer(moments.y_total, mean_x[kept])
     second = second[kept][:, kept]
     damping = energy_damping(second, ridge)
-    fit = damped_fit(second, cross, weight[:, kept].to(second), damping, tokens=n)
+    fit = damped_fit(second, cross, weight[:, kept], damping, tokens=n)
     if bias is None:
-        return fit.to(weight), None
-    return fit.to(weight), (mean_y - fit @ mean_x[kept]).to(bias)
+        return fit, None
+    return fit, (mean_y - fit.to(mean_x) @ mean_x[kept]).to(bias)

@@ -43,7 +43,7 @@ def two_step(
     if scale == 0:
         return weight[:, kept], bias
     damping = second.new_full((len(second),), ridge * scale)
-    fit = damped_fit(second, cross, weight.to(second), damping, tokens=n)
+    fit = damped_fit(second, cross, weight, damping, tokens=n)
     if bias is None:
-        return fit[:, kept].to(weight), None
-    return fit[:, kept].to(weight), (mean_y - fit @ mean_x).to(bias)
+        return fit[:, kept], None
+    return fit[:, kept], (mean_y - fit.to(mean_x) @ mean_x).to(bias)

@@ -1,0 +1,64 @@
+"""One calibration, many sizes: nested models from one look at the dense one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from .allocation import look_at
+from .data import Batches
+from .job import plan_counts, prepare_
+from .progress import Progress, silent
+from .pruning import Report, prune_
+from .recipe import Recipe
+
+
+def prune_family(
+    load: Callable[[], PreTrainedModel],
+    calibration: Batches,
+    recipe: Recipe,
+    sparsities: Sequence[float],
+    *,
+    refit: Batches | None = None,
+    progress: Progress = silent,
+) -> Iterator[tuple[PreTrainedModel, Report]]:
+    """(model, report) of every size, the largest model first; the units of each are a subset of those before it.
+
+    The dense model is looked at once: its scores rank the units of all sizes, and a search for budgets, where the
+    recipe has one, is made at the middle size and its bends of the prices used for all. Only the repairs are made anew,
+    each size on the inputs behind its own pruned prefix.
+
+    Args:
+        load: gives the dense model, a new one each time.
+        calibration: see `prune_`.
+        recipe: for all sizes; its own sparsity does not matter.
+        sparsities: shares to remove.
+        refit: see `prune_`.
+        progress: told about every block of every size.
+
+    Raises:
+        BudgetError: one of the sizes cannot be met by whole units; said before anything is pruned.
+        CalibrationError: statistics are not finite; names the block.
+    """
+    sizes = [replace(recipe, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
+    model = load()
+    for size in sizes:
+        plan_counts(model, size)
+    middle = sizes[len(sizes) // 2]
+    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress)
+    del model
+    floor: dict[str, int] = {}
+    for size in sizes:
+        pruned = load()
+        report = prune_(
+            pruned, calibration, size, refit=refit, outlook=outlook, floor=floor, progress=_named(progress, size)
+        )
+        floor = {key: site["units"] - site["kept"] for key, site in report.sites.items()}
+        yield pruned, report
+
+
+def _named(progress: Progress, recipe: Recipe) -> Progress:
+    def tell(stage: str, done: int, total: int) -> None:
+        progress(f"{stage} {recipe.sparsity:g}", done, total)
+
+    return tell

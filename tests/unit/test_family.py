@@ -1,0 +1,72 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from prunelm.data import Batches
+from prunelm.errors import BudgetError
+from prunelm.family import prune_family
+from prunelm.recipe import Recipe
+from prunelm.sites import find_sites
+from prunelm.testing import outputs, tiny_inputs, tiny_model
+
+SIZES = (0.4, 0.1, 0.25)
+
+
+def _calibration(family):
+    model = tiny_model(family)
+    found = [tiny_inputs(model, seed=seed) for seed in range(12)]
+    return Batches(batches=found, facts={"tokens": 12 * 24, "sequences": 24})
+
+
+def _family(family, recipe, sizes=SIZES, **changes):
+    chosen = Recipe.load(recipe, **{"multiple_of": 1, "samples": 24, "length": 12, **changes})
+    return list(prune_family(lambda: tiny_model(family, num_hidden_layers=3), _calibration(family), chosen, sizes))
+
+
+@pytest.mark.parametrize("recipe", ["best", "best-uniform", "obs", "flap", "wanda-sp", "goa-budget", "l2"])
+def test_the_sizes_of_a_family_are_nested(recipe):
+    changes = {"candidates": 3} if recipe.startswith("best") else {}
+    found = _family("llama", recipe, **changes)
+    assert [report.recipe.sparsity for _, report in found] == sorted(SIZES)
+    kept = [report.plan.kept for _, report in found]
+    for larger, smaller in pairwise(kept):
+        assert all(set(smaller[key].tolist()) <= set(larger[key].tolist()) for key in larger)
+    total = [sum(len(units) for units in plan.values()) for plan in kept]
+    assert total == sorted(total, reverse=True)
+    for model, report in found:
+        assert {site.key: site.n_units for site in find_sites(model)} == {k: s["kept"] for k, s in report.sites.items()}
+        assert report.recipe.sparsity - 0.05 < report.sparsity_of_blocks <= report.recipe.sparsity
+        assert outputs(model, tiny_inputs(model)).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_families_of_other_architectures(family):
+    found = list(
+        prune_family(
+            lambda: tiny_model(family),
+            _calibration(family),
+            Recipe.load("best", multiple_of=1, candidates=2),
+            [0.2, 0.3],
+        )
+    )
+    assert len(found) == 2
+
+
+def test_one_size_alone_is_as_good_as_in_a_family_of_one():
+    (alone,) = _family("llama", "obs", sizes=(0.25,))
+    assert alone[1].sparsity_of_blocks <= 0.25
+
+
+def test_a_size_out_of_reach_is_refused_before_anything_is_pruned():
+    loads = []
+
+    def load():
+        loads.append(tiny_model("llama"))
+        return loads[-1]
+
+    sizes = prune_family(load, _calibration("llama"), Recipe.load("best", multiple_of=1), [0.2, 0.995])
+    with pytest.raises(BudgetError, match="at most"):
+        next(sizes)
+    assert len(loads) == 1
+    assert all(torch.equal(a, b) for a, b in zip(loads[0].parameters(), tiny_model("llama").parameters(), strict=True))
