@@ -10,6 +10,7 @@ from . import overhead, quality, table
 
 RUNS = {
     "smollm2": quality.smollm2,
+    "frontier": quality.frontier,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
     "overhead-time": overhead.times,

@@ -1,10 +1,11 @@
 """docs/results.md from the JSON of the benchmarks: nothing in it is typed by hand."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .quality import RECIPES, SPARSITIES
+from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES
 from .record import read
 
 STATISTICS = "one block's statistics"
@@ -22,6 +23,7 @@ def write() -> None:
     parts = [
         HEAD,
         *_smollm2(read("smollm2")),
+        *_frontier(read("frontier")),
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
         *_overhead(read("overhead")),
@@ -66,6 +68,36 @@ def _smollm2(entries: Mapping[str, Any]) -> list[str]:
     shares = {r: [f"{cells[s][r]['share_of_blocks']:.2%}" for s in SPARSITIES if r in cells[s]] for r in RECIPES}
     lines += ["", "Removed, as measured: " + "; ".join(f"{r} {', '.join(v)}" for r, v in shares.items() if v) + ".", ""]
     return lines
+
+
+def _frontier(entries: Mapping[str, Any]) -> list[str]:
+    """e = ln(perplexity / dense perplexity) on both texts, for the sizes measured so far."""
+    if "dense" not in entries:
+        return []
+    dense = entries["dense"]["evaluation"]
+    sizes = [s for s in sorted(FRONTIER_SPARSITIES) if any(f"{r} {s}" in entries for r in FRONTIER)]
+    texts = list(dense)
+    stated = ", ".join(f"{t} {dense[t]['value']:.2f} ({dense[t]['facts']['predicted']:,} predictions)" for t in texts)
+    lines = [
+        "## SmolLM2-135M-Instruct: repair, allocation, search",
+        "",
+        "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
+        f"perplexity: {stated}. Cells: perplexity, and e = ln(perplexity / dense) in parentheses; seconds of the whole prune.",
+        "",
+        _row(["recipe", *(f"{s:.0%}, {t}" for s in sizes for t in texts), *(f"seconds at {s:.0%}" for s in sizes)]),
+        _row(["---"] * (1 + len(sizes) * (len(texts) + 1))),
+    ]
+    for recipe in FRONTIER:
+        found = [entries.get(f"{recipe} {s}") for s in sizes]
+        cells = []
+        for entry in found:
+            for t in texts:
+                value = entry["evaluation"][t]["value"] if entry else None
+                error = math.log(value / dense[t]["value"]) if value else 0
+                cells.append(f"{value:.2f} ({error:.3f})" if value else "not run")
+        seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
+        lines.append(_row([recipe, *cells, *seconds]))
+    return [*lines, ""]
 
 
 def _small(name: str) -> list[str]:
