@@ -82,7 +82,8 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
         "## SmolLM2-135M-Instruct: repair, allocation, search",
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
-        f"perplexity: {stated}. Cells: perplexity, and e = ln(perplexity / dense) in parentheses; seconds of the whole prune.",
+        f"perplexity: {stated}. Cells: perplexity, and e = ln(perplexity / dense) in parentheses; seconds of the "
+        "whole prune.",
         "",
         _row(["recipe", *(f"{s:.0%}, {t}" for s in sizes for t in texts), *(f"seconds at {s:.0%}" for s in sizes)]),
         _row(["---"] * (1 + len(sizes) * (len(texts) + 1))),

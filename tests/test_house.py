@@ -22,7 +22,7 @@ LAYERS = [
     {"survey"},
     {"search"},
     {"allocation"},
-    {"pruning"},
+    {"pruning", "matching"},
     {"checkpoint", "family", "testing"},
     {"workflow"},
     {"demo"},

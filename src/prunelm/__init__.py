@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .workflow import inspect as inspect
     from .workflow import prune as prune
     from .workflow import prune_sizes as prune_sizes
+    from .workflow import repair as repair
 
 _HOME = {
     "PruneLMError": "errors",
@@ -36,6 +37,7 @@ _HOME = {
     "prune": "workflow",
     "prune_": "pruning",
     "prune_sizes": "workflow",
+    "repair": "workflow",
     "read_documents": "data",
     "sample_batches": "data",
     "save": "checkpoint",

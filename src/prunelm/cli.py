@@ -208,6 +208,42 @@ def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
 
 
 @app.command()
+def repair(
+    dense: Annotated[str, typer.Argument(help="The model that was pruned.")],
+    pruned: Annotated[str, typer.Argument(help="What was made of it.")],
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    text: Annotated[Path, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")],
+    reconstruction: Annotated[str, typer.Option(help="Which repair.")] = "least-squares",
+    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
+    length: Annotated[int, typer.Option(help="Tokens in a calibration sequence.", min=8)] = 512,
+    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Solve the weights of somebody's pruned model again, so that they make up for what was removed."""
+    from .workflow import repair as run
+
+    with _quiet(), _progress() as progress:
+        report = run(
+            dense,
+            pruned,
+            out_folder,
+            text=text,
+            reconstruction=reconstruction,
+            samples=samples,
+            length=length,
+            seed=seed,
+            force=force,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    _show_reports({out_folder: report}, as_json)
+
+
+@app.command()
 def evaluate(
     model: Model,
     text: Annotated[Path, typer.Option(help="Text that was not used for calibration.")],

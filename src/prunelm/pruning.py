@@ -16,13 +16,13 @@ from .data import Batches
 from .job import Job, prepare_
 from .moments import CrossMoments, Moments
 from .observation import Observed, first_producer, observe, observe_pair
-from .plan import Plan, top_units
+from .plan import Budget, Plan, prunable, top_units
 from .progress import Progress, silent
 from .reading import Reading, reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .repairing import repaired
-from .sites import Site, bias_of, by_block, find_blocks, narrow_, set_weight_, weight_of
+from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
 from .stream import BlockStream, release_memory
 from .survey import score, similarity_of
 
@@ -98,19 +98,76 @@ def prune_(
     work = _Work(stream, read, recipe, job, outlook.survey.scores if outlook is not None else None)
     if seen is not None:
         work.report.update(seen.report())
+    _carry_out_(work, progress)
+    if not recipe.per_block:
+        share_config_(model, job)
+    return _reported(work, calibration, refit, before, start, model)
+
+
+@torch.no_grad()
+def repair_(
+    model: PreTrainedModel,
+    calibration: Batches,
+    recipe: Recipe,
+    kept: Mapping[str, Tensor],
+    *,
+    notes: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Report:
+    """Remove from a dense model, in place, exactly what another pruning of it removed, and repair what stays.
+
+    Args:
+        model: dense, in eval mode.
+        calibration: what the repair reads.
+        recipe: its reconstruction, held-out share, unit and widths count; its criteria do not.
+        kept: the units that stay, by site key; sites that are not named stay whole.
+        notes: what a user must know, for the report.
+        progress: told about every block.
+
+    Raises:
+        CalibrationError: statistics are not finite; names the block.
+    """
+    start = time.perf_counter()
+    before = sum(p.numel() for p in model.parameters())
+    everything = find_sites(model, recipe.unit)
+    sites = [site for site in everything if site.key in kept]
+    counts = {site.key: len(kept[site.key]) for site in sites}
+    budget = Budget(target=Plan(kept).removed(sites), total=prunable(sites))
+    total = prunable(find_sites(model))
+    job = Job(
+        everything=everything, sites=sites, budget=budget, counts=counts, step=1, prunable=total, notes=list(notes)
+    )
+    scores = {}
+    for site in sites:
+        scores[site.key] = torch.zeros(site.n_units, dtype=torch.float64)
+        scores[site.key][kept[site.key]] = 1.0
+    read = reading(calibration, None, recipe, sites)
+    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores)
+    _carry_out_(work, progress)
+    if not recipe.per_block:
+        share_config_(model, job)
+    return _reported(work, calibration, None, before, start, model)
+
+
+def _carry_out_(work: "_Work", progress: Progress) -> None:
+    """Prune block by block, and check the plan that results."""
+    job = work.job
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(last + 1):
         progress("pruning", i, last + 1)
         work.block_(i, groups.get(i, []), advance=i < last)
     progress("pruning", last + 1, last + 1)
-    plan = Plan(work.kept)
-    plan.check(job.sites, job.budget, job.step)
-    if not recipe.per_block:
-        share_config_(model, job)
+    Plan(work.kept).check(job.sites, job.budget, job.step)
+
+
+def _reported(
+    work: "_Work", calibration: Batches, refit: Batches | None, before: int, start: float, model: PreTrainedModel
+) -> Report:
+    job = work.job
     return Report(
-        recipe=recipe,
-        plan=plan,
+        recipe=work.recipe,
+        plan=Plan(work.kept),
         sites=work.report,
         parameters_before=before,
         parameters_after=sum(p.numel() for p in model.parameters()),

@@ -18,12 +18,14 @@ from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, plan_counts, prepare_
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
+from .matching import matched_units, planned_units
 from .plan import prunable
 from .progress import Progress, silent
-from .pruning import Report, prune_
+from .pruning import Report, prune_, repair_
 from .recipe import Recipe
 from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
+from .stock import stock_config
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_RECIPE = "goa-budget"
@@ -186,6 +188,80 @@ def prune_sizes(
         files.save(pruned, report, folder)
         reports[folder] = report
     return reports
+
+
+def repair(
+    dense: str | Path,
+    pruned: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path,
+    reconstruction: str = "least-squares",
+    samples: int = 128,
+    length: int = 512,
+    seed: int = 0,
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    **access: bool,
+) -> Report:
+    """Repair somebody's pruned model in closed form: the same units as it has, the kept weights solved again.
+
+    The units are those that its pruning.json names, or else are found by matching producer rows with the dense model.
+    What stays is taken from the dense model; other changes that came with the pruning are not.
+
+    Args:
+        dense: the model that was pruned.
+        pruned: what was made of it: any folder of a known family with fewer units.
+        out: folder to write.
+        text: calibration text.
+        reconstruction: which repair.
+        samples, length, seed: of the calibration.
+        dtype: of the written weights; that of `pruned` by default.
+        force: replace `out` if it exists.
+        progress: called with (stage, done, total).
+        access: see `prune`.
+
+    Raises:
+        PruneLMError: one line that says what to do; nothing was written.
+    """
+    check_target(out, force=force)
+    source, other = find_model(dense, **access), find_model(pruned, **access)
+    documents = read_documents(text)
+    model = load_model(source)
+    planned_kept = planned_units(other.plan(), model)
+    small = load_model(other)
+    kept, unit = planned_kept or matched_units(model, small)
+    how = "named in its pruning.json" if planned_kept else "found by matching producer rows"
+    sites = [site for site in find_sites(model, unit) if site.key in kept]
+    removed = sum((site.n_units - len(kept[site.key])) * site.cost for site in sites)
+    if not removed:
+        raise BudgetError(f"{other.name} has all the units of {source.name}: there is nothing to repair.")
+    widths = {(site.name, len(kept[site.key])) for site in sites}
+    blocks = {site.block for site in find_sites(model, unit)}
+    even = len(widths) == len({site.name for site in sites}) == len(sites) / len(blocks)
+    values = {name: value for site in sites for name, value in site.config_values(len(kept[site.key])).items()}
+    recipe = Recipe.from_dict(
+        {
+            "name": "repair",
+            "sparsity": removed / prunable(find_sites(model)),
+            "unit": unit,
+            "per_block": not even or stock_config(model.config, values) is None,
+            "reconstruction": reconstruction,
+            "ridge": 0.1,
+            "held_out": 0.125,
+            "samples": samples,
+            "length": length,
+            "seed": seed,
+        }
+    )
+    tokenizer = load_tokenizer(source)
+    calibration, _ = calibrate(model, tokenizer, recipe, documents, name=Path(text).name)
+    notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
+    report = repair_(model, calibration, recipe, kept, notes=notes, progress=progress)
+    written = DTYPES[dtype] if dtype else stored_dtype(other)
+    save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
+    return report
 
 
 @dataclass(frozen=True, kw_only=True)

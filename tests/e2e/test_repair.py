@@ -1,0 +1,112 @@
+"""`prunelm repair`: somebody's pruned model, solved again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import prunelm
+from prunelm.sites import find_sites, narrow_
+
+SMALL = ("--samples", "48", "--length", "32")
+
+
+@pytest.fixture(scope="module")
+def plain(cli, tiny_folder, tmp_path_factory):
+    """A folder pruned without any repair, for some family, by group or query heads."""
+    made = {}
+
+    def make(family, *options):
+        key = (family, options)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("plain") / "out"
+            command = (
+                "prune",
+                tiny_folder(family),
+                made[key],
+                "--recipe",
+                "l1",
+                "--sparsity",
+                "0.28",
+                "--multiple-of",
+                "1",
+            )
+            ran = cli(*command, *options)
+            assert ran.code == 0, ran
+        return made[key]
+
+    return make
+
+
+def _kl(folder, dense, text):
+    return prunelm.evaluate(folder, text, against=dense, length=32, max_tokens=1024).kl
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("with_plan", "options"),
+    [(True, ()), (False, ()), (True, ("--per-block", "--allocator", "per-module"))],
+    ids=["by plan", "by rows", "per block"],
+)
+def test_a_repaired_model_is_nearer_to_the_dense_one(
+    family, with_plan, options, cli, plain, tiny_folder, text_file, tmp_path
+):
+    dense, pruned = tiny_folder(family), plain(family, *options)
+    if not with_plan:
+        pruned = shutil.copytree(pruned, tmp_path / "without-plan")
+        (pruned / "pruning.json").unlink()
+    ran = cli("repair", dense, pruned, tmp_path / "out", "--text", text_file, *SMALL)
+    assert ran.code == 0, ran
+    how = "named in its pruning.json" if with_plan else "found by matching producer rows"
+    assert how in ran.err
+    facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    given = json.loads((plain(family, *options) / "pruning.json").read_text())
+    assert facts["parameters"]["after"] == given["parameters"]["after"]
+    assert facts["loader"] == given["loader"]
+    assert all(facts["sites"][key]["kept"] == site["kept"] for key, site in given["sites"].items())
+    assert _kl(tmp_path / "out", dense, text_file) < _kl(pruned, dense, text_file)
+
+
+def test_query_heads_are_matched_too(cli, tiny_folder, text_file, tmp_path):
+    dense = tiny_folder("llama")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    for site in [s for s in find_sites(model, "query") if s.name == "attention"]:
+        per = site.n_units // site.strata
+        narrow_(site, torch.cat([torch.arange(1, per) + s * per for s in range(site.strata)]))
+    model.config.num_attention_heads -= model.config.num_key_value_heads
+    model.config.head_dim = 8
+    model.save_pretrained(tmp_path / "pruned")
+    for file in dense.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "pruned")
+    ran = cli("repair", dense, tmp_path / "pruned", tmp_path / "out", "--text", text_file, *SMALL)
+    assert ran.code == 0, ran
+    facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    assert facts["recipe"]["unit"] == "query"
+    assert _kl(tmp_path / "out", dense, text_file) < _kl(tmp_path / "pruned", dense, text_file)
+
+
+def test_what_cannot_be_repaired_is_said(cli, plain, tiny_folder, text_file, tmp_path):
+    dense = tiny_folder("llama")
+    pruned = shutil.copytree(plain("llama"), tmp_path / "without-plan")
+    (pruned / "pruning.json").unlink()
+    other = AutoModelForCausalLM.from_pretrained(dense)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
+    other.save_pretrained(tmp_path / "other")
+    for file in dense.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "other")
+    command = ("--text", text_file, *SMALL)
+    for given, says in (
+        ((dense, dense), "there is nothing to repair"),
+        ((tmp_path / "other", pruned), "like no unit of the dense model"),
+        ((tiny_folder("llama", num_hidden_layers=3), pruned), "the dense one has 3 blocks, the pruned one 2"),
+        ((tmp_path / "nowhere", pruned), "no such model"),
+    ):
+        ran = cli("repair", *given, tmp_path / "out", *command)
+        assert ran.code == 1
+        assert says in ran.err
+        assert ran.err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
