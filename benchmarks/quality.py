@@ -17,7 +17,7 @@ from prunelm.evaluation import evaluate
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
-from prunelm.workflow import calibrate
+from prunelm.workflow import calibration_batches
 
 from .record import DATA, measure, needed
 
@@ -150,7 +150,7 @@ def _cells(
     entry: dict[str, Any] = {}
     if recipe is not None:
         texts = documents if recipe.calibration == "text" else None
-        calibration, refit = calibrate(pruned, tokenizer, recipe, texts, name="benchmark text")
+        calibration, refit = calibration_batches(pruned, tokenizer, recipe, texts, name="benchmark text")
         report = prune_(pruned, calibration, recipe, refit=refit)
         entry = {
             "recipe": recipe.to_dict(),

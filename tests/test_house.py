@@ -24,6 +24,7 @@ LAYERS = [
     {"allocation"},
     {"pruning", "matching"},
     {"checkpoint", "family", "testing"},
+    {"calibration"},
     {"workflow"},
     {"demo"},
     {"cli"},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe as Recipe
     from .sites import find_sites as find_sites
     from .sites import narrow_ as narrow_
+    from .workflow import calibrate as calibrate
     from .workflow import compare as compare
     from .workflow import evaluate as evaluate
     from .workflow import inspect as inspect
@@ -28,6 +29,7 @@ _HOME = {
     "PruneLMError": "errors",
     "Recipe": "recipe",
     "Report": "pruning",
+    "calibrate": "workflow",
     "compare": "workflow",
     "evaluate": "workflow",
     "find_sites": "sites",

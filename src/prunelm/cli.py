@@ -103,6 +103,7 @@ def prune(
     ],
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
     text: Text = None,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
     self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
     criterion: Annotated[str | None, typer.Option(help="Replace the recipe's criterion at every site.")] = None,
@@ -169,10 +170,12 @@ def prune(
         return
     said = {**chosen.to_dict(), "sparsity": shares if len(shares) > 1 else shares[0]}
     err.print(f"recipe: {json.dumps(said)}")
+    if calibration is not None and len(shares) > 1:
+        raise RecipeError("several sizes look at the model once by themselves: give --calibration with one sparsity")
     options: dict[str, Any] = {"recipe": chosen, "text": text, "dtype": dtype, "force": force, **access}
     with _quiet(), _progress() as progress:
         if len(shares) == 1:
-            reports = {out_folder: run(model, out_folder, progress=progress, **options)}
+            reports = {out_folder: run(model, out_folder, calibration=calibration, progress=progress, **options)}
         else:
             reports = run_sizes(model, out_folder, shares, progress=progress, **options)
     _show_reports(reports, as_json)
@@ -205,6 +208,34 @@ def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
         out.print(f"{folder}: loaded in a fresh process, same logits. {_how_to_load(written['loader'], folder)}")
     if as_json:
         _print_json(found if len(found) > 1 else found[0])
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "best",
+    sparsity: Annotated[float, typer.Option(help="Size at which budgets are searched.")] = 0.3,
+    text: Text = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
+    multiple_of: Annotated[int | None, typer.Option(help="Kept FFN channels are a multiple of this.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Look at MODEL once, and save what prunes to any size need of it."""
+    from .recipe import Recipe
+    from .workflow import calibrate as run
+
+    chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=length, multiple_of=multiple_of, seed=seed)
+    err.print(f"recipe: {json.dumps(chosen.to_dict())}")
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    with _quiet(), _progress() as progress:
+        found = run(model, out_folder, recipe=chosen, text=text, force=force, progress=progress, **access)
+    _notes(found.notes)
+    out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibration")
 
 
 @app.command()

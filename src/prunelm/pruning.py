@@ -254,25 +254,34 @@ class _Work:
         for site in [site for site in sites if self._untouched(site)]:
             self._keep_all(site)
         sites = [site for site in sites if not self._untouched(site)]
-        similar = {s.key: self._similarity(s) for s in sites}
-        seen = observe(self.stream, i, sites, self.read.needs, self.read.places, advance=advance)
+        unknown = [site for site in sites if not self._known(site)]
+        similar = {s.key: self._similarity(s) for s in unknown}
+        seen = observe(self.stream, i, unknown, self.read.needs, self.read.places, advance=advance)
         for site in sites:
-            self._prune_(site, seen[site.key], None, similar[site.key])
+            self._prune_(site, seen.get(site.key, Observed()), None, similar.get(site.key))
+
+    def _known(self, site: Site) -> bool:
+        """Whether the site's scores were given and nothing else has to be measured."""
+        return site.key in self.scores and self.repair is None
 
     def _observed(self, i: int, site: Site, moments: tuple[Moments, Moments] | None) -> Observed:
         """What the site's criterion and repair read, measured on the stream as it now is."""
+        if self._known(site):
+            return Observed()
         if moments is not None and self.read.refit is self.read.fit:
             return Observed(producer=moments[0], consumer=moments[1])
         return observe(self.stream, i, [site], self.read.needs, self.read.places, advance=False)[site.key]
 
     def _prune_(self, site: Site, seen: Observed, original: nn.Module | None, similarity: Tensor | None = None) -> None:
         """Score the site's units, choose, repair the consumer for what goes, narrow."""
-        if similarity is None:
-            similarity = self._similarity(site)
-        statistics = Statistics(
-            consumer=seen.consumer, producer=seen.producer, similarity=similarity, seed=self.recipe.seed
-        )
-        scores = self.scores[site.key] if site.key in self.scores else score(site, statistics, self.recipe)
+        scores = self.scores.get(site.key)
+        if scores is None:
+            if similarity is None:
+                similarity = self._similarity(site)
+            statistics = Statistics(
+                consumer=seen.consumer, producer=seen.producer, similarity=similarity, seed=self.recipe.seed
+            )
+            scores = score(site, statistics, self.recipe)
         kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)
         entry = self.report.setdefault(site.key, {})
         entry |= {"units": site.n_units, "kept": len(kept)}

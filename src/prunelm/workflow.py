@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .allocation import Outlook, look_at
+from .calibration import load_calibration, save_calibration
 from .checkpoint import check_target, save
 from .data import Batches, read_documents, sample_batches
 from .errors import BudgetError, DataError
@@ -107,6 +109,7 @@ def prune(
     *,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     text: str | Path | None = None,
+    calibration: str | Path | None = None,
     dtype: str | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -121,6 +124,8 @@ def prune(
         out: folder to write.
         recipe: a name, a TOML file, or a `Recipe`.
         text: calibration text; see `read_documents`. Not needed where the recipe reads none or generates its own.
+        calibration: a folder of `calibrate`, in place of looking at the dense model again; text is still needed where
+            the recipe repairs.
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         force: replace `out` if it exists.
         progress: called with (stage, done, total).
@@ -133,12 +138,13 @@ def prune(
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    files = _files(model, [chosen], [Path(out)], text, dtype, force, access)
+    files = _files(model, [chosen], [Path(out)], text, dtype, force, access, seen=calibration is not None)
+    outlook = load_calibration(calibration, source=files.source, recipe=chosen) if calibration is not None else None
     progress("loading", 0, 1)
     dense = load_model(files.source)
     progress("loading", 1, 1)
-    calibration, refit = files.calibrate(dense, chosen)
-    report = prune_(dense, calibration, chosen, refit=refit, progress=progress)
+    batches, refit = files.read(dense, chosen)
+    report = prune_(dense, batches, chosen, refit=refit, outlook=outlook, progress=progress)
     progress("saving", 0, 1)
     files.save(dense, report, Path(out))
     progress("saving", 1, 1)
@@ -173,7 +179,7 @@ def prune_sizes(
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
     check_target(out, force=True)
     files = _files(model, sizes, folders, text, dtype, force, access)
-    calibration, refit = files.calibrate(load_model(files.source), chosen)
+    calibration, refit = files.read(load_model(files.source), chosen)
     reports = {}
     Path(out).mkdir(exist_ok=True)
     family = prune_family(
@@ -188,6 +194,36 @@ def prune_sizes(
         files.save(pruned, report, folder)
         reports[folder] = report
     return reports
+
+
+def calibrate(
+    model: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe = "best",
+    text: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> Outlook:
+    """Look at a dense model once and save what was seen, for any number of prunes to any size.
+
+    A later `prune(..., calibration=out)` ranks units and divides its budget by it without a pass over the dense model;
+    only repairs read text again. A search for budgets, where the recipe has one, is made at the recipe's sparsity.
+
+    Raises:
+        PruneLMError: one line that says what to do; nothing was written.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    files = _files(model, [chosen], [Path(out)], text, None, force, access)
+    dense = load_model(files.source)
+    batches, _ = files.read(dense, chosen)
+    outlook = look_at(dense, batches, chosen, prepare_(dense, chosen), progress)
+    save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
+    return outlook
 
 
 def repair(
@@ -256,7 +292,7 @@ def repair(
         }
     )
     tokenizer = load_tokenizer(source)
-    calibration, _ = calibrate(model, tokenizer, recipe, documents, name=Path(text).name)
+    calibration, _ = calibration_batches(model, tokenizer, recipe, documents, name=Path(text).name)
     notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
     report = repair_(model, calibration, recipe, kept, notes=notes, progress=progress)
     written = DTYPES[dtype] if dtype else stored_dtype(other)
@@ -271,12 +307,14 @@ class _Files:
     source: Source
     tokenizer: PreTrainedTokenizerBase | None
     documents: list[str] | None
+    reads: bool
     text: str | None
     dtype: torch.dtype
     force: bool
 
-    def calibrate(self, dense: PreTrainedModel, recipe: Recipe) -> tuple[Batches, Batches | None]:
-        return calibrate(dense, self.tokenizer, recipe, self.documents, name=self.text)
+    def read(self, dense: PreTrainedModel, recipe: Recipe) -> tuple[Batches, Batches | None]:
+        tokenizer = self.tokenizer if self.reads else None
+        return calibration_batches(dense, tokenizer, recipe, self.documents, name=self.text)
 
     def save(self, pruned: PreTrainedModel, report: Report, out: Path) -> None:
         save(pruned, report, out, source=self.source, tokenizer=self.tokenizer, dtype=self.dtype, force=self.force)
@@ -290,12 +328,15 @@ def _files(
     dtype: str | None,
     force: bool,
     access: dict[str, bool],
+    *,
+    seen: bool = False,
 ) -> _Files:
     """The files of a run, checked before any weight is read: the recipe's text, the targets, the budgets, the disk."""
     chosen = sizes[0]
+    reads = chosen.reads_text and not (seen and chosen.reconstruction == "none")
     if text is not None and chosen.calibration == "self-generated":
         raise DataError("--text and self-generated calibration exclude each other: this recipe writes its own text")
-    if text is None and chosen.reads_text and chosen.calibration == "text":
+    if text is None and reads and chosen.calibration == "text":
         raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE, or --self-generated")
     for folder in folders:
         if len(folders) == 1 or folder.parent.is_dir():
@@ -309,15 +350,16 @@ def _files(
     check_target(folders[0] if len(folders) == 1 else folders[0].parent, force=True, need_bytes=need)
     return _Files(
         source=source,
-        tokenizer=load_tokenizer(source) if chosen.reads_text or source.gguf else None,
-        documents=read_documents(text) if text is not None and chosen.reads_text else None,
+        tokenizer=load_tokenizer(source) if reads or source.gguf else None,
+        documents=read_documents(text) if text is not None and reads else None,
+        reads=reads,
         text=Path(text).name if text else None,
         dtype=written,
         force=force,
     )
 
 
-def calibrate(
+def calibration_batches(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     recipe: Recipe,

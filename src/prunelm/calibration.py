@@ -1,0 +1,131 @@
+"""A saved calibration: what was seen of a dense model, in a folder that later runs read instead of looking again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .allocation import Outlook
+from .checkpoint import new_folder
+from .errors import CalibrationError
+from .loading import Source, read_json
+from .recipe import Recipe
+from .survey import Survey
+
+FORMAT = 1
+FACTS, NUMBERS = "calibration.json", "calibration.safetensors"
+DECIDES = (
+    "allocator",
+    "per_block",
+    "sites",
+    "unit",
+    "blocks",
+    "blocks_from",
+    "multiple_of",
+    "min_units",
+    "attention",
+    "ffn",
+    "reconstruction",
+    "ridge",
+    "bias",
+    "held_out",
+    "price_tokens",
+    "samples",
+    "length",
+    "seed",
+)
+"""Recipe fields that decide what is seen; a calibration serves every recipe that agrees in them."""
+
+
+def fingerprint(source: Source) -> dict[str, Any]:
+    """What tells one dense model from another: its family, and the sha256 of every weight file."""
+    files = sorted(source.folder.glob("*.safetensors")) if source.gguf is None else [source.folder / source.gguf]
+    digests = {}
+    for file in files:
+        with file.open("rb") as opened:
+            digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    family = "gguf" if source.gguf is not None else str(source.config()["model_type"])
+    return {"family": family, "weights": digests}
+
+
+def save_calibration(
+    outlook: Outlook, out: str | Path, *, source: Source, recipe: Recipe, text: Mapping[str, Any], force: bool = False
+) -> None:
+    """Write an outlook with its fingerprint to a folder, in one rename.
+
+    Raises:
+        CheckpointError: cannot be written.
+    """
+    seen = outlook.survey
+    numbers = {f"scores/{key}": value for key, value in seen.scores.items()}
+    numbers |= {f"curves/{key}": value for key, value in seen.curves.items()}
+    facts = {
+        "format": FORMAT,
+        "model": fingerprint(source),
+        "recipe": recipe.to_dict(),
+        "calibration": dict(text),
+        "prices": seen.prices,
+        "bends": outlook.bends,
+        "notes": outlook.notes,
+    }
+    with new_folder(out, force=force) as folder:
+        save_file({name: value.contiguous() for name, value in numbers.items()}, folder / NUMBERS)
+        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Outlook:
+    """What `save_calibration` wrote, for this very model and a recipe that would have seen the same.
+
+    Raises:
+        CalibrationError: no such folder, damaged, or made from another model or recipe; says what differs.
+    """
+    folder = Path(path)
+    if not (folder / FACTS).is_file() or not (folder / NUMBERS).is_file():
+        raise CalibrationError(f"{folder}: no saved calibration; make one with prunelm calibrate")
+    facts = read_json(folder / FACTS)
+    if facts.get("format") != FORMAT:
+        raise CalibrationError(f"{folder}: format {facts.get('format')!r} is not known here. Calibrate again.")
+    _same_model(folder, facts["model"], fingerprint(source))
+    mine = recipe.to_dict()
+    for name in DECIDES:
+        if facts["recipe"].get(name) != mine[name]:
+            raise CalibrationError(
+                f"{folder}: made with {name} = {facts['recipe'].get(name)!r}, but the recipe says {mine[name]!r}. "
+                "Calibrate again, or use the same recipe."
+            )
+    scores: dict[str, torch.Tensor] = {}
+    curves: dict[str, torch.Tensor] = {}
+    try:
+        with safe_open(folder / NUMBERS, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                kind, key = name.split("/")
+                {"scores": scores, "curves": curves}[kind][key] = opened.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CalibrationError(f"{folder / NUMBERS}: damaged or cut short ({error}). Calibrate again.") from error
+    if not all(bool(torch.isfinite(value).all()) for value in (*scores.values(), *curves.values())):
+        raise CalibrationError(f"{folder / NUMBERS}: holds numbers that are not finite. Calibrate again.")
+    prices = {key: [(int(o), float(kl)) for o, kl in points] for key, points in facts["prices"].items()}
+    text = facts["calibration"]
+    note = f"what was seen of the dense model comes from {folder.name} ({text.get('tokens', 0):,} tokens)"
+    return Outlook(
+        survey=Survey(scores=scores, curves=curves, prices=prices),
+        bends=facts["bends"],
+        notes=[note, *facts["notes"]],
+    )
+
+
+def _same_model(folder: Path, made: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if made["family"] != now["family"]:
+        raise CalibrationError(f"{folder}: made from a {made['family']} model, but this one is {now['family']}")
+    if made["weights"] != now["weights"]:
+        ours, theirs = set(now["weights"].items()), set(made["weights"].items())
+        differ = sorted({name for name, _ in ours ^ theirs})
+        raise CalibrationError(
+            f"{folder}: made from other weights ({', '.join(differ[:3])} differ). Calibrate this model, or name the "
+            "one it was made from."
+        )

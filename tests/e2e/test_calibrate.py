@@ -1,0 +1,101 @@
+"""`prunelm calibrate`: looking once, pruning often."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import prunelm
+
+SMALL = ("--samples", "24", "--length", "32", "--multiple-of", "1")
+
+
+@pytest.fixture(scope="module")
+def calibrated(cli, tiny_folder, text_file, tmp_path_factory):
+    """Folders of `calibrate` on the tiny Llama, by recipe."""
+    made = {}
+
+    def make(recipe):
+        if recipe not in made:
+            made[recipe] = tmp_path_factory.mktemp("calibrated") / recipe
+            command = ("calibrate", tiny_folder("llama"), made[recipe], "--recipe", recipe, "--text", text_file, *SMALL)
+            ran = cli(*command)
+            assert ran.code == 0, ran
+            assert "what was seen of 4 sites" in ran.out
+        return made[recipe]
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", ["best", "flap"])
+def test_a_saved_calibration_serves_other_sizes(recipe, cli, calibrated, tiny_folder, text_file, tmp_path):
+    kept = []
+    for sparsity in ("0.2", "0.35"):
+        command = ("prune", tiny_folder("llama"), tmp_path / sparsity, "--recipe", recipe, "--sparsity", sparsity)
+        ran = cli(*command, "--calibration", calibrated(recipe), "--text", text_file, *SMALL)
+        assert ran.code == 0, ran
+        facts = json.loads((tmp_path / sparsity / "pruning.json").read_text())
+        assert any("what was seen of the dense model comes from" in note for note in facts["notes"])
+        assert facts["parameters"]["share_of_blocks"] <= float(sparsity)
+        kept.append(sum(len(site["kept"]) for site in facts["sites"].values()))
+    assert kept[0] > kept[1]
+
+
+def test_no_text_is_needed_where_nothing_is_repaired(cli, tiny_folder, text_file, tmp_path):
+    dense = tiny_folder("llama")
+    recipe = ("--recipe", "wanda-sp", *SMALL)
+    assert cli("calibrate", dense, tmp_path / "seen", *recipe, "--text", text_file).code == 0
+    ran = cli("prune", dense, tmp_path / "out", *recipe, "--sparsity", "0.3", "--calibration", tmp_path / "seen")
+    assert ran.code == 0, ran
+    scores = load_file(tmp_path / "seen" / "calibration.safetensors")
+    facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    for key, site in facts["sites"].items():
+        ranked = scores[f"scores/{key}"].argsort(descending=True)[: len(site["kept"])]
+        assert site["kept"] == sorted(ranked.tolist())
+
+
+def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text_file, tmp_path):
+    seen = calibrated("best")
+    other = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
+    with torch.no_grad():
+        other.model.norm.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    for file in tiny_folder("llama").glob("tokenizer*"):
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    half = AutoModelForCausalLM.from_pretrained(tiny_folder("llama")).half()
+    half.save_pretrained(tmp_path / "half")
+    for file in tiny_folder("llama").glob("tokenizer*"):
+        (tmp_path / "half" / file.name).write_bytes(file.read_bytes())
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in seen.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    whole = (broken / "calibration.safetensors").read_bytes()
+    (broken / "calibration.safetensors").write_bytes(whole[: len(whole) // 2])
+    same = ("--recipe", "best", "--sparsity", "0.3", "--text", text_file, *SMALL)
+    for model, folder, options, says in (
+        (tmp_path / "other", seen, same, "made from other weights (model.safetensors differ)"),
+        (tmp_path / "half", seen, same, "made from other weights"),
+        (tiny_folder("gpt2"), seen, same, "made from a llama model, but this one is gpt2"),
+        (tiny_folder("llama"), seen, (*same, "--ridge", "0.5"), "made with ridge = 0.1, but the recipe says 0.5"),
+        (tiny_folder("llama"), seen, (*same, "--seed", "4"), "made with seed = 0, but the recipe says 4"),
+        (tiny_folder("llama"), broken, same, "damaged or cut short"),
+        (tiny_folder("llama"), tmp_path, same, "no saved calibration"),
+    ):
+        ran = cli("prune", model, tmp_path / "out", "--calibration", folder, *options)
+        assert ran.code == 1
+        assert says in ran.err, ran.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_library_twin(calibrated, tiny_folder, text_file, tmp_path):
+    sizes = {"samples": 24, "length": 32, "multiple_of": 1}
+    seen = prunelm.calibrate(
+        tiny_folder("llama"), tmp_path / "seen", recipe="best", text=text_file, sparsity=0.3, **sizes
+    )
+    ours = load_file(tmp_path / "seen" / "calibration.safetensors")
+    theirs = load_file(calibrated("best") / "calibration.safetensors")
+    assert seen.survey.prices
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
