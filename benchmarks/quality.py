@@ -149,8 +149,8 @@ def _cells(
     tokenizer, pruned = load_tokenizer(source), load_model(source)
     entry: dict[str, Any] = {}
     if recipe is not None:
-        texts = documents if recipe.calibration == "text" else None
-        calibration, refit = calibration_batches(pruned, tokenizer, recipe, texts, name="benchmark text")
+        read = documents if recipe.calibration == "text" else None
+        calibration, refit = calibration_batches(pruned, tokenizer, recipe, read, name="benchmark text")
         report = prune_(pruned, calibration, recipe, refit=refit)
         entry = {
             "recipe": recipe.to_dict(),
