@@ -15,7 +15,7 @@ LAYERS = [
     {"registry"},
     {"sites", "moments", "solver", "elimination"},
     {"stream", "plan", "architectures", "stock"},
-    {"similarity", "data", "speed", "knapsack", "biases"},
+    {"similarity", "data", "speed", "knapsack", "biases", "gradients"},
     {"criteria", "allocators", "reconstructions", "generate"},
     {"recipe", "observation", "repairing"},
     {"job", "reading", "sensitivity", "card", "loading", "verify", "evaluation"},

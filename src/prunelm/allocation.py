@@ -1,5 +1,6 @@
 """How many units stay, decided by looking at the dense model; what was seen serves every size of a family."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 from .allocators import ALLOCATORS
 from .allocators.uniform import summed, uniform_plans
 from .data import Batches
+from .gradients import Gradient
 from .job import Job, decide
 from .progress import Progress
 from .reading import Reading, reading
@@ -36,7 +38,15 @@ class Outlook:
         return {key: {"prices": points} for key, points in self.survey.prices.items()}
 
 
-def look(stream: BlockStream, read: Reading, recipe: Recipe, job: Job, progress: Progress) -> Outlook:
+def look(
+    stream: BlockStream,
+    read: Reading,
+    recipe: Recipe,
+    job: Job,
+    *,
+    gradients: Mapping[str, Gradient] | None,
+    progress: Progress,
+) -> Outlook:
     """Scores, curves and prices of the dense model, and a search at the job's budget where the recipe has candidates.
 
     Args:
@@ -44,6 +54,7 @@ def look(stream: BlockStream, read: Reading, recipe: Recipe, job: Job, progress:
         read: which batches are for what.
         recipe: the whole of it.
         job: sites and budget.
+        gradients: of the dense model, where a criterion reads them.
         progress: told about blocks and candidates.
 
     Raises:
@@ -53,7 +64,9 @@ def look(stream: BlockStream, read: Reading, recipe: Recipe, job: Job, progress:
     """
     priced = ALLOCATORS[recipe.allocator].needs == "damage"
     divergence = Divergence(stream, read.priced(recipe)) if priced else None
-    found = survey(stream, read.fit, recipe, job, read.needs, divergence=divergence, progress=progress)
+    found = survey(
+        stream, read.fit, recipe, job, read.needs, divergence=divergence, gradients=gradients, progress=progress
+    )
     if divergence is None or recipe.candidates == 1:
         return Outlook(survey=found)
     prices = found.measured("damage", job.sites, job.budget)
@@ -95,4 +108,5 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
 def look_at(model: PreTrainedModel, calibration: Batches, recipe: Recipe, job: Job, progress: Progress) -> Outlook:
     """The outlook of a model that is dense and stays so."""
     read = reading(calibration, None, recipe, job.sites)
-    return look(BlockStream(model, read.batches), read, recipe, job, progress)
+    gradients = read.gradients(model, job.sites)
+    return look(BlockStream(model, read.batches), read, recipe, job, gradients=gradients, progress=progress)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from .allocation import Outlook, allocated, look
 from .criteria import Statistics
 from .data import Batches
+from .gradients import Gradient
 from .job import Job, prepare_
 from .moments import CrossMoments, Moments
 from .observation import Observed, first_producer, observe, observe_pair
@@ -89,13 +90,14 @@ def prune_(
     before = sum(p.numel() for p in model.parameters())
     job = prepare_(model, recipe, floor)
     read = reading(calibration, refit, recipe, job.sites)
+    gradients = read.gradients(model, job.sites) if outlook is None else None
     stream = BlockStream(model, read.batches)
     seen = outlook
     if seen is None and job.counts is None:
-        seen = look(stream.fork(), read, recipe, job, progress)
+        seen = look(stream.fork(), read, recipe, job, gradients=gradients, progress=progress)
     if seen is not None:
         job = allocated(job, recipe, seen)
-    work = _Work(stream, read, recipe, job, outlook.survey.scores if outlook is not None else None)
+    work = _Work(stream, read, recipe, job, scores=outlook.survey.scores if outlook else {}, gradients=gradients)
     if seen is not None:
         work.report.update(seen.report())
     _carry_out_(work, progress)
@@ -142,7 +144,7 @@ def repair_(
         scores[site.key] = torch.zeros(site.n_units, dtype=torch.float64)
         scores[site.key][kept[site.key]] = 1.0
     read = reading(calibration, None, recipe, sites)
-    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores)
+    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, gradients=None)
     _carry_out_(work, progress)
     if not recipe.per_block:
         share_config_(model, job)
@@ -194,7 +196,14 @@ class _Work:
     """The streams and results of one run; one block at a time."""
 
     def __init__(
-        self, stream: BlockStream, read: Reading, recipe: Recipe, job: Job, scores: Mapping[str, Tensor] | None
+        self,
+        stream: BlockStream,
+        read: Reading,
+        recipe: Recipe,
+        job: Job,
+        *,
+        scores: Mapping[str, Tensor],
+        gradients: Mapping[str, Gradient] | None,
     ) -> None:
         self.recipe, self.job = recipe, job
         self.kept: dict[str, Tensor] = {}
@@ -205,7 +214,7 @@ class _Work:
         self.refit = chosen if chosen.stage == "refit" else None
         self.repair = chosen if chosen.stage == "repair" else None
         self.read = read
-        self.scores = {} if scores is None else dict(scores)
+        self.scores, self.gradients = scores, gradients
         self.stream = stream
         two_streams = self.refit is not None or (self.repair is not None and recipe.dense_share > 0)
         self.dense = self.stream.fork() if two_streams else None
@@ -279,7 +288,11 @@ class _Work:
             if similarity is None:
                 similarity = self._similarity(site)
             statistics = Statistics(
-                consumer=seen.consumer, producer=seen.producer, similarity=similarity, seed=self.recipe.seed
+                consumer=seen.consumer,
+                producer=seen.producer,
+                similarity=similarity,
+                gradients=self.gradients,
+                seed=self.recipe.seed,
             )
             scores = score(site, statistics, self.recipe)
         kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)

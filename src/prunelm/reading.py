@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
 from .data import Batches
 from .errors import DataError, RecipeError
+from .gradients import Gradient, collect
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .sites import Site
@@ -28,6 +31,16 @@ class Reading:
     def places(self) -> dict[str, range]:
         """The batches that each statistic is measured on."""
         return {"consumer": self.fit, "held": self.held, "producer": self.refit}
+
+    def gradients(self, model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, Gradient] | None:
+        """Gradients of the dense model on the batches to fit, if a criterion reads them.
+
+        Raises:
+            CalibrationError: a gradient is not finite; names the layer.
+            UnsupportedModelError: the model has no such loss.
+        """
+        wanted = [site for site in sites if "gradients" in self.needs[site.name]]
+        return collect(model, [self.batches[b] for b in self.fit], wanted) if wanted else None
 
     def priced(self, recipe: Recipe) -> list[int]:
         """Held-out batches that prices are measured on: whole ones up to the recipe's tokens, at least one.

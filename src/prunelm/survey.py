@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .criteria import CRITERIA, Statistics
 from .errors import CalibrationError
+from .gradients import Gradient
 from .job import Job
 from .moments import Moments
 from .observation import observe
@@ -54,6 +55,7 @@ def survey(
     needs: Mapping[str, frozenset[str]],
     *,
     divergence: Divergence | None,
+    gradients: Mapping[str, Gradient] | None,
     progress: Progress,
 ) -> Survey:
     """Scores and error curves of every site on the dense model, and with `divergence` what errors cost at its output.
@@ -65,6 +67,7 @@ def survey(
         job: the sites and the budget whose options are priced.
         needs: statistics per site name.
         divergence: measures prices; the moments are then kept for a search.
+        gradients: of the dense model, for criteria that read them.
         progress: told about every block.
 
     Raises:
@@ -86,6 +89,7 @@ def survey(
                 consumer=seen[site.key].consumer,
                 producer=seen[site.key].producer,
                 similarity=similar[site.key],
+                gradients=gradients,
                 seed=recipe.seed,
             )
             scores = score(site, statistics, recipe)

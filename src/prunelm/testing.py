@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA, Statistics
 from .errors import BudgetError
+from .gradients import Gradient, collect
 from .moments import CrossMoments, Moments
 from .plan import Budget, prunable
 from .reconstructions import RECONSTRUCTIONS
@@ -89,6 +90,13 @@ def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits, or the last hidden state of a model without a head."""
     result = model(**inputs)
     return result.logits if "logits" in result else result.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _energy_of_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """A loss that every model has."""
+    result = model(**inputs)
+    found: Tensor = result.logits if "logits" in result else result.last_hidden_state
+    return found.square().mean()
 
 
 @contextlib.contextmanager
@@ -179,7 +187,8 @@ def site_statistics(model: PreTrainedModel, site: Site, *, seed: int = 0) -> Sta
         similarity = head_similarity(
             stream, site.block, site.spec.probabilities, sequences=2, rows=0, skip=1, exclude_sink=False
         )
-    return Statistics(consumer=consumer, producer=producer, similarity=similarity, seed=seed)
+    gradients = collect(model, stream.batches, [site], _energy_of_outputs)
+    return Statistics(consumer=consumer, producer=producer, similarity=similarity, gradients=gradients, seed=seed)
 
 
 def check_criterion(
@@ -221,6 +230,17 @@ def _relabel_(site: Site, statistics: Statistics, order: Tensor) -> Statistics:
         weight[to] = weight[source].clone()
         if bias is not None:
             bias[to] = bias[source].clone()
+    gradients = {}
+    for slot in (*site.producers, site.consumer):
+        gradient = (statistics.gradients or {})[slot.path]
+        mean, square = gradient.mean.clone(), gradient.square.clone()
+        to, source = slot.index.flatten(), slot.index[order].flatten()
+        for now, was in ((mean, gradient.mean), (square, gradient.square)):
+            if slot.axis == "in":
+                now[:, to] = was[:, source]
+            else:
+                now[to] = was[source]
+        gradients[slot.path] = Gradient(mean=mean, square=square)
     assert statistics.consumer is not None
     moved = torch.arange(len(statistics.consumer.total))
     moved[site.consumer.index.flatten()] = site.consumer.index[order].flatten()
@@ -231,7 +251,7 @@ def _relabel_(site: Site, statistics: Statistics, order: Tensor) -> Statistics:
     if similarity is not None:
         heads = torch.arange(len(similarity)).reshape(site.n_units, -1)[order].flatten()
         similarity = similarity[heads][:, heads]
-    return replace(statistics, consumer=consumer, similarity=similarity)
+    return replace(statistics, consumer=consumer, similarity=similarity, gradients=gradients)
 
 
 def made_up_measurements(

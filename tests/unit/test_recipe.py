@@ -21,6 +21,9 @@ SHIPPED = (
     "l2",
     "obs",
     "random",
+    "taylor-first",
+    "taylor-second",
+    "taylor-vector",
     "wanda-sp",
 )
 

@@ -1,17 +1,18 @@
 """Criteria: a score for each unit of a site; the lowest go first. One file each, one function, one decorator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..gradients import Gradient
 from ..moments import Moments
 from ..registry import Registry
 from ..sites import Site
 
-NEEDS = frozenset({"consumer", "gram", "producer", "similarity"})
+NEEDS = frozenset({"consumer", "gram", "producer", "similarity", "gradients"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,14 @@ class Statistics:
     """What calibration knows of one site.
 
     `consumer`: moments of the consumer's input (at least the diagonal); `producer`: full moments of the producers'
-    common input; `similarity`: the Jensen-Shannon matrix of the heads. None where no criterion asked for it.
+    common input; `similarity`: the Jensen-Shannon matrix of the heads; `gradients`: of the dense model's loss, by the
+    path of the layer. None where no criterion asked for it.
     """
 
     consumer: Moments | None = None
     producer: Moments | None = None
     similarity: Float[Tensor, "head head"] | None = None
+    gradients: Mapping[str, Gradient] | None = None
     seed: int = 0
 
 
@@ -60,8 +63,8 @@ def criterion(
 
     Args:
         name: what recipes call it.
-        needs: which of `consumer` (diagonal moments of the consumer's input), `gram` (full ones), `producer` and
-            `similarity` it reads; a function of its options where that depends.
+        needs: which of `consumer` (diagonal moments of the consumer's input), `gram` (full ones), `producer`,
+            `similarity` and `gradients` it reads; a function of its options where that depends.
         curve: whether the sorted scores are the module's relative error once that many units went.
     """
 

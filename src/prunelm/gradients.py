@@ -1,0 +1,90 @@
+"""Gradients of the loss with respect to the weights that sites may lose: mean, and mean square over sequences."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .errors import CalibrationError, UnsupportedModelError
+from .sites import Site, weight_of
+from .stream import Batch
+
+Loss = Callable[[PreTrainedModel, Batch], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """Of one layer's weight, in its (out, in) form: E[g] and E[g^2] over sequences."""
+
+    mean: Float[Tensor, "out into"]
+    square: Float[Tensor, "out into"]
+
+
+def next_token_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Mean next-token loss of a batch, in nats.
+
+    Raises:
+        UnsupportedModelError: the model predicts no next token.
+    """
+    if not model.can_generate():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} predicts no next token, which criteria that read gradients need. Use another."
+        )
+    loss: Tensor = model(**batch, labels=batch["input_ids"], use_cache=False).loss
+    return loss
+
+
+def collect(
+    model: PreTrainedModel, batches: Iterable[Batch], sites: Sequence[Site], loss: Loss = next_token_loss
+) -> dict[str, Gradient]:
+    """The gradient of every layer of the sites, by the layer's path.
+
+    One backward pass for each sequence; what it leaves is added up and freed at once, so the peak is the model, two
+    sums of the size of the sites' weights, and one backward pass.
+
+    Args:
+        model: in eval mode; its own gradients are left as they were: none.
+        batches: token batches.
+        sites: whose producers and consumers are wanted.
+        loss: what is differentiated.
+
+    Raises:
+        CalibrationError: a gradient is not finite; names the layer.
+        UnsupportedModelError: the model has no such loss.
+    """
+    layers = {slot.path: slot.layer for site in sites for slot in (*site.producers, site.consumer)}
+    sums = {path: torch.zeros_like(weight_of(layer)) for path, layer in layers.items()}
+    squares = {path: torch.zeros_like(weight_of(layer)) for path, layer in layers.items()}
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wanted = {id(layer.weight) for layer in layers.values()}
+    count = 0
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted)
+        for batch in batches:
+            for row in range(len(batch["input_ids"])):
+                one = {name: value[row : row + 1] for name, value in batch.items()}
+                with torch.enable_grad():
+                    torch.autograd.backward(loss(model, one))
+                count += 1
+                for path, layer in layers.items():
+                    found = layer.weight.grad
+                    if isinstance(found, Tensor):
+                        found = found.T if isinstance(layer, Conv1D) else found
+                        sums[path] += found
+                        squares[path] += found.square()
+                    layer.weight.grad = None
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+    return {path: _checked(path, sums[path] / max(count, 1), squares[path] / max(count, 1)) for path in layers}
+
+
+def _checked(path: str, mean: Tensor, square: Tensor) -> Gradient:
+    if not bool(torch.isfinite(square).all()):
+        raise CalibrationError(f"{path}: its gradient is not finite. Try --dtype float32 or another checkpoint.")
+    return Gradient(mean=mean.detach(), square=square.detach())
