@@ -77,8 +77,8 @@ def test_the_forms_are_what_they_say():
         g, f = statistics.gradients[slot.path].mean, statistics.gradients[slot.path].square
         for unit in range(site.n_units):
             rows = slot.index[unit]
-            part = lambda t, r=rows, s=slot: t[r] if s.axis == "out" else t[:, r]
-            first, second = part(w) * part(g), part(w).square() * part(f)
+            w_, g_, f_ = (t[rows] if slot.axis == "out" else t[:, rows] for t in (w, g, f))
+            first, second = w_ * g_, w_.square() * f_
             expected["vector"][unit] += first.sum().abs()
             expected["first"][unit] += first.abs().sum()
             expected["second"][unit] += second.sum()
