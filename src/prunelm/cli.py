@@ -103,7 +103,7 @@ def prune(
     ],
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
     text: Text = None,
-    calibration: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
+    calibrated: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
     self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
     criterion: Annotated[str | None, typer.Option(help="Replace the recipe's criterion at every site.")] = None,
@@ -170,12 +170,12 @@ def prune(
         return
     said = {**chosen.to_dict(), "sparsity": shares if len(shares) > 1 else shares[0]}
     err.print(f"recipe: {json.dumps(said)}")
-    if calibration is not None and len(shares) > 1:
-        raise RecipeError("several sizes look at the model once by themselves: give --calibration with one sparsity")
+    if calibrated is not None and len(shares) > 1:
+        raise RecipeError("several sizes look at the model once by themselves: give --calibrated with one sparsity")
     options: dict[str, Any] = {"recipe": chosen, "text": text, "dtype": dtype, "force": force, **access}
     with _quiet(), _progress() as progress:
         if len(shares) == 1:
-            reports = {out_folder: run(model, out_folder, calibration=calibration, progress=progress, **options)}
+            reports = {out_folder: run(model, out_folder, calibrated=calibrated, progress=progress, **options)}
         else:
             reports = run_sizes(model, out_folder, shares, progress=progress, **options)
     _show_reports(reports, as_json)
@@ -235,7 +235,7 @@ def calibrate(
     with _quiet(), _progress() as progress:
         found = run(model, out_folder, recipe=chosen, text=text, force=force, progress=progress, **access)
     _notes(found.notes)
-    out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibration")
+    out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibrated")
 
 
 @app.command()

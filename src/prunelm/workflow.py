@@ -109,7 +109,7 @@ def prune(
     *,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     text: str | Path | None = None,
-    calibration: str | Path | None = None,
+    calibrated: str | Path | None = None,
     dtype: str | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -124,7 +124,7 @@ def prune(
         out: folder to write.
         recipe: a name, a TOML file, or a `Recipe`.
         text: calibration text; see `read_documents`. Not needed where the recipe reads none or generates its own.
-        calibration: a folder of `calibrate`, in place of looking at the dense model again; text is still needed where
+        calibrated: a folder of `calibrate`, in place of looking at the dense model again; text is still needed where
             the recipe repairs.
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         force: replace `out` if it exists.
@@ -138,8 +138,8 @@ def prune(
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    files = _files(model, [chosen], [Path(out)], text, dtype, force, access, seen=calibration is not None)
-    outlook = load_calibration(calibration, source=files.source, recipe=chosen) if calibration is not None else None
+    files = _files(model, [chosen], [Path(out)], text, dtype, force, access, seen=calibrated is not None)
+    outlook = load_calibration(calibrated, source=files.source, recipe=chosen) if calibrated is not None else None
     progress("loading", 0, 1)
     dense = load_model(files.source)
     progress("loading", 1, 1)
@@ -210,7 +210,7 @@ def calibrate(
 ) -> Outlook:
     """Look at a dense model once and save what was seen, for any number of prunes to any size.
 
-    A later `prune(..., calibration=out)` ranks units and divides its budget by it without a pass over the dense model;
+    A later `prune(..., calibrated=out)` ranks units and divides its budget by it without a pass over the dense model;
     only repairs read text again. A search for budgets, where the recipe has one, is made at the recipe's sparsity.
 
     Raises:

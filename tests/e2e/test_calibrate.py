@@ -34,7 +34,7 @@ def test_a_saved_calibration_serves_other_sizes(recipe, cli, calibrated, tiny_fo
     kept = []
     for sparsity in ("0.2", "0.35"):
         command = ("prune", tiny_folder("llama"), tmp_path / sparsity, "--recipe", recipe, "--sparsity", sparsity)
-        ran = cli(*command, "--calibration", calibrated(recipe), "--text", text_file, *SMALL)
+        ran = cli(*command, "--calibrated", calibrated(recipe), "--text", text_file, *SMALL)
         assert ran.code == 0, ran
         facts = json.loads((tmp_path / sparsity / "pruning.json").read_text())
         assert any("what was seen of the dense model comes from" in note for note in facts["notes"])
@@ -47,7 +47,7 @@ def test_no_text_is_needed_where_nothing_is_repaired(cli, tiny_folder, text_file
     dense = tiny_folder("llama")
     recipe = ("--recipe", "wanda-sp", *SMALL)
     assert cli("calibrate", dense, tmp_path / "seen", *recipe, "--text", text_file).code == 0
-    ran = cli("prune", dense, tmp_path / "out", *recipe, "--sparsity", "0.3", "--calibration", tmp_path / "seen")
+    ran = cli("prune", dense, tmp_path / "out", *recipe, "--sparsity", "0.3", "--calibrated", tmp_path / "seen")
     assert ran.code == 0, ran
     scores = load_file(tmp_path / "seen" / "calibration.safetensors")
     facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text
         (tiny_folder("llama"), broken, same, "damaged or cut short"),
         (tiny_folder("llama"), tmp_path, same, "no saved calibration"),
     ):
-        ran = cli("prune", model, tmp_path / "out", "--calibration", folder, *options)
+        ran = cli("prune", model, tmp_path / "out", "--calibrated", folder, *options)
         assert ran.code == 1
         assert says in ran.err, ran.err
         assert not (tmp_path / "out").exists()
