@@ -25,6 +25,7 @@ from .plan import prunable
 from .progress import Progress, silent
 from .pruning import Report, prune_, repair_
 from .recipe import Recipe
+from .reconstructions import RECONSTRUCTIONS
 from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
 from .stock import stock_config
@@ -382,16 +383,17 @@ def calibration_batches(
         found = sample_batches(documents, tokenizer, model.config, causal=causal, **sizes)
         found.facts["source"] = name or "text"
     refit = random_tokens(model, tokenizer, **sizes) if recipe.covariance_text == "random-tokens" else None
-    if recipe.reconstruction != "none":
+    if RECONSTRUCTIONS[recipe.reconstruction].solves:
         _check_rank(model, refit or found, recipe)
     return found, refit
 
 
 def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
     widest = max(weight_of(site.consumer.layer).shape[1] for site in find_sites(model, recipe.unit))
-    if found.tokens < widest:
+    fitted = int(found.tokens * (1 - recipe.held_out))
+    if fitted < widest:
         raise DataError(
-            f"{found.tokens:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
+            f"{fitted:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
             f"{widest:,} tokens are needed, {4 * widest:,} are better. Give more text, more --samples or --length, "
             "or --reconstruction none."
         )

@@ -564,6 +564,16 @@ def test_length_above_the_positions_of_the_model(
     refused(*evaluate, says=("256", "128 positions"))
 
 
+@pytest.mark.parametrize("recipe", ["goa-budget", "obs"])
+def test_too_few_tokens_for_a_least_squares_solve(
+    recipe: str, refused: Callable[..., str], cli: Callable[..., Any], tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--recipe", recipe, "--sparsity", "0.3")
+    size = ("--multiple-of", "1", "--samples", "1", "--length", "16", "--text", text_file)
+    refused(*command, *size, says=("cannot determine a refit of", "tokens are needed", "--reconstruction none"))
+    assert cli(*command, *size, "--reconstruction", "bias", "--held-out", "0").code == 0
+
+
 # Recipes.
 
 

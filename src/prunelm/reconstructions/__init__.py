@@ -20,12 +20,14 @@ class Reconstruction:
 
     `stage`: `refit` (the still dense module, producers then consumer, before it is scored), `repair` (the consumer,
     when units go), or `none`. `guards`: for repairs, the milder reconstructions that held-out tokens may prefer.
+    `solves`: whether it needs as many tokens as channels.
     """
 
     name: str
     solve: Solve
     stage: str
     guards: tuple[str, ...] = ()
+    solves: bool = True
 
     def __call__(
         self,
@@ -43,19 +45,22 @@ class Reconstruction:
 RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruction", "prunelm.reconstructions")
 
 
-def reconstruction(name: str, *, stage: str = "repair", guards: tuple[str, ...] = ()) -> Callable[[Solve], Solve]:
+def reconstruction(
+    name: str, *, stage: str = "repair", guards: tuple[str, ...] = (), solves: bool = True
+) -> Callable[[Solve], Solve]:
     """A decorator that registers `(weight, bias, moments, kept columns, *, ridge) -> (weight, bias)`.
 
     Args:
         name: what recipes call it.
         stage: `repair`, `refit` or `none`; see `Reconstruction`.
         guards: milder reconstructions to fall back on where held-out tokens say so.
+        solves: whether it needs at least as many tokens as channels; text that gives fewer is then refused.
     """
     if stage not in STAGES:
         raise ValueError(f"reconstruction {name!r}: stage must be one of {', '.join(STAGES)}, got {stage!r}")
 
     def decorate(solve: Solve) -> Solve:
-        item = Reconstruction(name, solve, stage, guards)
+        item = Reconstruction(name, solve, stage, guards, solves)
         object.__setattr__(item, "__doc__", solve.__doc__)
         RECONSTRUCTIONS.register(name, item, solve.__module__)
         return solve
