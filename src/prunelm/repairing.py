@@ -56,7 +56,7 @@ def repaired(
 
     best = ridge
     error_at(best)
-    if held is not None and ridge > 0:
+    if held is not None and ridge > 0 and reconstruction.solves:
         for factor in (10.0, 0.1):
             while LEAST <= best * factor <= MOST and error_at(best * factor) < error_at(best):
                 best *= factor
