@@ -83,8 +83,9 @@ def test_every_stratum_loses_one_unit_before_any_loses_two():
 @pytest.mark.parametrize("name", ["attention", "ffn"])
 @torch.no_grad()
 def test_obs_scores_are_the_error_curve_of_the_repaired_module(family, name):
-    site = next(s for s in find_sites(tiny_model(family)) if s.name == name)
-    statistics = site_statistics(tiny_model(family), site)
+    model = tiny_model(family)
+    site = next(s for s in find_sites(model) if s.name == name)
+    statistics = site_statistics(model, site)
     scores = CRITERIA["obs"](site, statistics, ridge=1e-4)
     weight, bias = weight_of(site.consumer.layer), bias_of(site.consumer.layer)
     ordered = scores.sort().values
