@@ -214,7 +214,7 @@ def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
 def calibrate(
     model: Model,
     out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "best",
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "sensitivity",
     sparsity: Annotated[float, typer.Option(help="Size at which budgets are searched.")] = 0.3,
     text: Text = None,
     samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,

@@ -201,7 +201,7 @@ def calibrate(
     model: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = "best",
+    recipe: str | Path | Recipe = "sensitivity",
     text: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,

@@ -29,7 +29,7 @@ def calibrated(cli, tiny_folder, text_file, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("recipe", ["best", "flap"])
+@pytest.mark.parametrize("recipe", ["sensitivity", "flap"])
 def test_a_saved_calibration_serves_other_sizes(recipe, cli, calibrated, tiny_folder, text_file, tmp_path):
     kept = []
     for sparsity in ("0.2", "0.35"):
@@ -57,7 +57,7 @@ def test_no_text_is_needed_where_nothing_is_repaired(cli, tiny_folder, text_file
 
 
 def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text_file, tmp_path):
-    seen = calibrated("best")
+    seen = calibrated("sensitivity")
     other = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
     with torch.no_grad():
         other.model.norm.weight.mul_(2)
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text
         (broken / file.name).write_bytes(file.read_bytes())
     whole = (broken / "calibration.safetensors").read_bytes()
     (broken / "calibration.safetensors").write_bytes(whole[: len(whole) // 2])
-    same = ("--recipe", "best", "--sparsity", "0.3", "--text", text_file, *SMALL)
+    same = ("--recipe", "sensitivity", "--sparsity", "0.3", "--text", text_file, *SMALL)
     for model, folder, options, says in (
         (tmp_path / "other", seen, same, "made from other weights (model.safetensors differ)"),
         (tmp_path / "half", seen, same, "made from other weights"),
@@ -93,9 +93,9 @@ def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text
 def test_the_library_twin(calibrated, tiny_folder, text_file, tmp_path):
     sizes = {"samples": 24, "length": 32, "multiple_of": 1}
     seen = prunelm.calibrate(
-        tiny_folder("llama"), tmp_path / "seen", recipe="best", text=text_file, sparsity=0.3, **sizes
+        tiny_folder("llama"), tmp_path / "seen", recipe="sensitivity", text=text_file, sparsity=0.3, **sizes
     )
     ours = load_file(tmp_path / "seen" / "calibration.safetensors")
-    theirs = load_file(calibrated("best") / "calibration.safetensors")
+    theirs = load_file(calibrated("sensitivity") / "calibration.safetensors")
     assert seen.survey.prices
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -24,9 +24,9 @@ def _family(family, recipe, sizes=SIZES, **changes):
     return list(prune_family(lambda: tiny_model(family, num_hidden_layers=3), _calibration(family), chosen, sizes))
 
 
-@pytest.mark.parametrize("recipe", ["best", "best-uniform", "obs", "flap", "wanda-sp", "goa-budget", "l2"])
+@pytest.mark.parametrize("recipe", ["sensitivity", "split", "obs", "flap", "wanda-sp", "goa-budget", "l2"])
 def test_the_sizes_of_a_family_are_nested(recipe):
-    changes = {"candidates": 3} if recipe.startswith("best") else {}
+    changes = {"candidates": 3} if recipe.startswith("sensitivity") else {}
     found = _family("llama", recipe, **changes)
     assert [report.recipe.sparsity for _, report in found] == sorted(SIZES)
     kept = [report.plan.kept for _, report in found]
@@ -46,7 +46,7 @@ def test_families_of_other_architectures(family):
         prune_family(
             lambda: tiny_model(family),
             _calibration(family),
-            Recipe.load("best", multiple_of=1, candidates=2),
+            Recipe.load("sensitivity", multiple_of=1, candidates=2),
             [0.2, 0.3],
         )
     )
@@ -65,7 +65,7 @@ def test_a_size_out_of_reach_is_refused_before_anything_is_pruned():
         loads.append(tiny_model("llama"))
         return loads[-1]
 
-    sizes = prune_family(load, _calibration("llama"), Recipe.load("best", multiple_of=1), [0.2, 0.995])
+    sizes = prune_family(load, _calibration("llama"), Recipe.load("sensitivity", multiple_of=1), [0.2, 0.995])
     with pytest.raises(BudgetError, match="at most"):
         next(sizes)
     assert len(loads) == 1

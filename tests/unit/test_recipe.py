@@ -11,8 +11,6 @@ from prunelm.errors import BudgetError, PruneLMError, RecipeError, UnknownPlugin
 from prunelm.recipe import Recipe, Scoring, recipe_names, recipe_summaries
 
 SHIPPED = (
-    "best",
-    "best-uniform",
     "flap",
     "goa",
     "goa-budget",
@@ -21,6 +19,8 @@ SHIPPED = (
     "l2",
     "obs",
     "random",
+    "sensitivity",
+    "split",
     "taylor-first",
     "taylor-second",
     "taylor-vector",

@@ -123,21 +123,21 @@ def test_divergence_of_a_plan_is_that_of_the_narrowed_model(family):
     assert judge({site.key: site.n_units}) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["best", "best-uniform"])
+@pytest.mark.parametrize("recipe", ["sensitivity", "split"])
 def test_the_search_is_part_of_the_recipe_and_told_in_a_note(recipe):
     model = tiny_model("llama")
     chosen = Recipe.load(recipe, sparsity=0.3, multiple_of=1, samples=16, length=12, candidates=4)
     report = prune_(model, _calibration(model), chosen)
     assert any("plans tried on" in note and "held-out tokens" in note for note in report.notes)
     widths = {(key.split(".")[1], site["kept"]) for key, site in report.sites.items()}
-    assert recipe == "best" or len(widths) == 2
+    assert recipe == "sensitivity" or len(widths) == 2
 
 
 def test_the_same_run_twice_gives_the_same_model():
     states = []
     for _ in range(2):
         model = tiny_model("llama")
-        prune_(model, _calibration(model), Recipe.load("best", sparsity=0.3, multiple_of=1, candidates=5))
+        prune_(model, _calibration(model), Recipe.load("sensitivity", sparsity=0.3, multiple_of=1, candidates=5))
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -145,4 +145,4 @@ def test_the_same_run_twice_gives_the_same_model():
 def test_too_little_text_to_hold_anything_out_is_said_with_numbers():
     model = tiny_model("llama")
     with pytest.raises(DataError, match=r"2 calibration sequences leave none to hold out: .* at least 8"):
-        prune_(model, _calibration(model, 1), Recipe.load("best", sparsity=0.3, multiple_of=1))
+        prune_(model, _calibration(model, 1), Recipe.load("sensitivity", sparsity=0.3, multiple_of=1))
