@@ -14,11 +14,10 @@ from .job import Job, decide
 from .progress import Progress
 from .reading import Reading, reading
 from .recipe import Recipe
-from .reconstructions import RECONSTRUCTIONS
 from .search import Found, bent, judge_of, pick, refine
 from .sensitivity import Divergence
 from .stream import BlockStream
-from .survey import Survey, survey
+from .survey import Survey, repair_of, survey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +69,7 @@ def look(
     if divergence is None or recipe.candidates == 1:
         return Outlook(survey=found)
     prices = found.measured("damage", job.sites, job.budget)
-    chosen = RECONSTRUCTIONS[recipe.reconstruction]
-    repair = chosen if chosen.stage == "repair" else RECONSTRUCTIONS["none"]
-    judge = judge_of(divergence, job.sites, found, repair, recipe.ridge)
+    judge = judge_of(divergence, job.sites, found, repair_of(recipe), recipe.ridge)
     options: dict[str, Any] = {"candidates": recipe.candidates, "progress": progress}
     if ALLOCATORS[recipe.allocator].even:
         plans = list(uniform_plans(job.sites, job.budget))

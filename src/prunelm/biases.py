@@ -28,10 +28,7 @@ def add_biases_(model: PreTrainedModel, sites: Collection[Site]) -> int:
                 weight = weight_of(layer)
                 layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
                 added += weight.shape[0]
-        for module in (model, *model.modules()):
-            config = getattr(module, "config", None)
-            if isinstance(config, PreTrainedConfig):
-                setattr(config, flag, True)
+        _set_flag_(model, flag, True)
     return added
 
 
@@ -42,7 +39,12 @@ def remove_biases_(model: PreTrainedModel, sites: Collection[Site]) -> None:
         flag, paths = site.spec.bias
         for path in paths:
             site.root.get_submodule(path).register_parameter("bias", None)
-        for module in (model, *model.modules()):
-            config = getattr(module, "config", None)
-            if isinstance(config, PreTrainedConfig):
-                setattr(config, flag, False)
+        _set_flag_(model, flag, False)
+
+
+def _set_flag_(model: PreTrainedModel, flag: str, value: bool) -> None:
+    """Set a config flag in the model's config and in those of its own that blocks may have."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            setattr(config, flag, value)

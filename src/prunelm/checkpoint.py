@@ -26,6 +26,7 @@ from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widt
 from .pruning import Report
 from .sites import architecture_of, find_sites
 from .stock import stock_config
+from .stream import prediction
 
 PROOF_TOKENS = 48
 
@@ -282,7 +283,7 @@ def prove_folder(model: PreTrainedModel, folder: Path) -> float:
     ids = proof_inputs(model.config.vocab_size, PROOF_TOKENS)
     _cast_(model, torch.float32)
     result = model(input_ids=ids)
-    expected = result.logits if "logits" in result else result.last_hidden_state
+    expected = prediction(result)
     _cast_(model, own)
     if not bool(torch.isfinite(expected).all()):
         raise CheckpointError("the pruned model's logits are not finite; nothing was written. Try --dtype float32.")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from .allocators import ALLOCATORS, Measured
 from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError
-from .knapsack import reach, unmet
+from .knapsack import least_step
 from .plan import Budget, Counts, prunable
 from .recipe import Recipe
 from .sites import Site, by_block, find_sites
@@ -80,9 +80,7 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int]
     job = Job(everything=everything, sites=chosen, budget=budget, counts=None, step=0, prunable=total, notes=notes)
     if ALLOCATORS[recipe.allocator].needs is None:
         return decide(job, recipe)
-    step, most = reach(chosen, budget)
-    if step == 0 or budget.target < step or most <= budget.target - step:
-        raise BudgetError(unmet(budget, step, most))
+    least_step(chosen, budget)
     return job
 
 

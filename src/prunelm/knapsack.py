@@ -34,9 +34,7 @@ def knapsack(
         BudgetError: the sites cannot lose that much; says how much they can.
     """
     options = {site.key: budget.options(site) for site in sites}
-    step, most = reach(sites, budget)
-    if step == 0 or budget.target < step or most <= budget.target - step:
-        raise BudgetError(unmet(budget, step, most))
+    step = least_step(sites, budget)
     unit = max(math.gcd(*(site.cost * o for site in sites for o in options[site.key])), -(-budget.target // STATES))
     top = budget.target // unit
     least = torch.full((top + 1,), torch.inf, dtype=torch.float64)
@@ -101,12 +99,18 @@ def _fill(
         left -= size
 
 
-def reach(sites: Sequence[Site], budget: Budget) -> tuple[int, int]:
-    """The fewest parameters between neighbouring options of any site (0 where there are none), and the most to go."""
+def least_step(sites: Sequence[Site], budget: Budget) -> int:
+    """The fewest parameters between neighbouring options of any site.
+
+    Raises:
+        BudgetError: the sites cannot lose that much, or nothing would go; says what can be asked for.
+    """
     options = {site.key: budget.options(site) for site in sites}
     most = sum(options[site.key][-1] * site.cost for site in sites)
     step = min(((b - a) * site.cost for site in sites for a, b in pairwise(options[site.key])), default=0)
-    return step, most
+    if step == 0 or budget.target < step or most <= budget.target - step:
+        raise BudgetError(_unmet(budget, step, most))
+    return step
 
 
 def next_step(sites: Sequence[Site], options: Mapping[str, list[int]], taken: Mapping[str, int], least: int) -> int:
@@ -119,7 +123,7 @@ def next_step(sites: Sequence[Site], options: Mapping[str, list[int]], taken: Ma
     return max(least, min(sizes, default=least))
 
 
-def unmet(budget: Budget, step: int, most: int) -> str:
+def _unmet(budget: Budget, step: int, most: int) -> str:
     """One line that says which budgets can be met."""
     what = f"sparsity {budget.share(budget.target)} ({budget.target:,} parameters) cannot be met by whole units: "
     if budget.target < step or step == 0:

@@ -6,11 +6,12 @@ import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import UnknownPluginError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -36,6 +37,12 @@ class Registry(Generic[T]):
         self._items[name] = item
         self._origin[name] = origin
         return item
+
+    def adopt(self, name: str, item: T, function: F) -> F:
+        """The function itself, once the item made of it is registered under its documentation and its module."""
+        object.__setattr__(item, "__doc__", function.__doc__)
+        self.register(name, item, function.__module__)
+        return function
 
     def __call__(self, name: str) -> Callable[[T], T]:
         """A decorator that registers what it decorates under `name`."""

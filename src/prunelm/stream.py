@@ -73,7 +73,7 @@ class BlockStream:
         finally:
             for block in self.blocks:
                 del block.forward
-        found: Tensor = result.logits if "logits" in result else result.last_hidden_state
+        found = prediction(result)
         return self.tokens(found, b) if found.dim() == 3 else found
 
     @torch.no_grad()
@@ -161,6 +161,12 @@ def release_memory() -> None:
     trim = getattr(_C_LIBRARY, "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def prediction(result: Any) -> Tensor:
+    """A model's logits, or the last hidden state of a model without a head."""
+    found: Tensor = result.logits if "logits" in result else result.last_hidden_state
+    return found
 
 
 def _pass_on(*args: Any, **kwargs: Any) -> Tensor:

@@ -16,7 +16,7 @@ from .observation import observe
 from .plan import Budget
 from .progress import Progress
 from .recipe import Recipe
-from .reconstructions import RECONSTRUCTIONS
+from .reconstructions import RECONSTRUCTIONS, Reconstruction
 from .sensitivity import Divergence, Point, damage_of, levels_of, repaired_in_place
 from .similarity import head_similarity
 from .sites import Site, by_block
@@ -103,6 +103,12 @@ def survey(
     return found
 
 
+def repair_of(recipe: Recipe) -> Reconstruction:
+    """What the recipe does to a consumer when units go; nothing where it only refits."""
+    chosen = RECONSTRUCTIONS[recipe.reconstruction]
+    return chosen if chosen.stage == "repair" else RECONSTRUCTIONS["none"]
+
+
 def score(site: Site, statistics: Statistics, recipe: Recipe) -> Float[Tensor, " unit"]:
     """The criterion's scores of one site.
 
@@ -157,10 +163,8 @@ def _price(
     divergence: Divergence,
     entering: Sequence[Tensor],
 ) -> list[Point]:
-    chosen = RECONSTRUCTIONS[recipe.reconstruction]
-    repair = chosen if chosen.stage == "repair" else RECONSTRUCTIONS["none"]
     points = []
     for removed in levels_of(site, budget):
-        with repaired_in_place(site, scores, moments, removed, repair, recipe.ridge):
+        with repaired_in_place(site, scores, moments, removed, repair_of(recipe), recipe.ridge):
             points.append((removed, divergence.measure(site.block, entering)))
     return points

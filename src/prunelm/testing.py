@@ -24,7 +24,7 @@ from .plan import Budget, prunable
 from .reconstructions import RECONSTRUCTIONS
 from .similarity import head_similarity
 from .sites import Site, bias_of, find_sites, narrow_, weight_of
-from .stream import BlockStream
+from .stream import BlockStream, prediction
 
 TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 3}),
@@ -88,15 +88,12 @@ def tiny_inputs(model: PreTrainedModel, *, seed: int = 0, padded: bool = False) 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits, or the last hidden state of a model without a head."""
-    result = model(**inputs)
-    return result.logits if "logits" in result else result.last_hidden_state  # type: ignore[no-any-return]
+    return prediction(model(**inputs))
 
 
 def _energy_of_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """A loss that every model has."""
-    result = model(**inputs)
-    found: Tensor = result.logits if "logits" in result else result.last_hidden_state
-    return found.square().mean()
+    return prediction(model(**inputs)).square().mean()
 
 
 @contextlib.contextmanager

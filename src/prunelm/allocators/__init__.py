@@ -48,13 +48,7 @@ def allocator(name: str, *, needs: str | None = None, even: bool = False) -> Cal
     if needs is not None and needs not in MEASURES:
         raise ValueError(f"allocator {name!r} needs {needs!r}, but only {', '.join(MEASURES)} can be measured")
 
-    def decorate(allocate: Allocate) -> Allocate:
-        item = Allocator(name, allocate, needs, even)
-        object.__setattr__(item, "__doc__", allocate.__doc__)
-        ALLOCATORS.register(name, item, allocate.__module__)
-        return allocate
-
-    return decorate
+    return lambda allocate: ALLOCATORS.adopt(name, Allocator(name, allocate, needs, even), allocate)
 
 
 __all__ = ["ALLOCATORS", "Allocator", "Measured", "allocator"]

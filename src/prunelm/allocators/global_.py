@@ -3,8 +3,7 @@
 import heapq
 from collections.abc import Sequence
 
-from ..errors import BudgetError
-from ..knapsack import next_step, reach, unmet
+from ..knapsack import least_step, next_step
 from ..plan import Budget, Counts
 from ..sites import Site
 from . import Measured, allocator
@@ -24,9 +23,7 @@ def global_(sites: Sequence[Site], budget: Budget, scores: Measured) -> tuple[Co
         BudgetError: the sites cannot lose that much; says how much they can.
     """
     options = {site.key: budget.options(site) for site in sites}
-    step, most = reach(sites, budget)
-    if step == 0 or budget.target < step or most <= budget.target - step:
-        raise BudgetError(unmet(budget, step, most))
+    step = least_step(sites, budget)
     by_key = {site.key: site for site in sites}
     ranked = {}
     for site in sites:

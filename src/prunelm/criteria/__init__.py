@@ -68,19 +68,13 @@ def criterion(
         curve: whether the sorted scores are the module's relative error once that many units went.
     """
 
-    def decorate(score: Score) -> Score:
-        def wanted(**options: Any) -> frozenset[str]:
-            found = frozenset(needs(**options) if callable(needs) else needs)
-            if found - NEEDS:
-                raise ValueError(f"criterion {name!r} needs {sorted(found - NEEDS)}, but only {sorted(NEEDS)} exist")
-            return found
+    def wanted(**options: Any) -> frozenset[str]:
+        found = frozenset(needs(**options) if callable(needs) else needs)
+        if found - NEEDS:
+            raise ValueError(f"criterion {name!r} needs {sorted(found - NEEDS)}, but only {sorted(NEEDS)} exist")
+        return found
 
-        item = Criterion(name, score, wanted, curve)
-        object.__setattr__(item, "__doc__", score.__doc__)
-        CRITERIA.register(name, item, score.__module__)
-        return score
-
-    return decorate
+    return lambda score: CRITERIA.adopt(name, Criterion(name, score, wanted, curve), score)
 
 
 __all__ = ["CRITERIA", "Criterion", "Statistics", "criterion"]

@@ -59,13 +59,7 @@ def reconstruction(
     if stage not in STAGES:
         raise ValueError(f"reconstruction {name!r}: stage must be one of {', '.join(STAGES)}, got {stage!r}")
 
-    def decorate(solve: Solve) -> Solve:
-        item = Reconstruction(name, solve, stage, guards, solves)
-        object.__setattr__(item, "__doc__", solve.__doc__)
-        RECONSTRUCTIONS.register(name, item, solve.__module__)
-        return solve
-
-    return decorate
+    return lambda solve: RECONSTRUCTIONS.adopt(name, Reconstruction(name, solve, stage, guards, solves), solve)
 
 
 __all__ = ["RECONSTRUCTIONS", "CrossMoments", "Layer", "Reconstruction", "reconstruction"]
