@@ -25,7 +25,17 @@ C4 = DATA / "text" / "c4_calibration.jsonl"
 WIKITEXT = DATA / "text" / "wikitext2_raw_test.txt"
 RECIPES = ("random", "l1", "l2", "wanda-sp", "goa", "goa-data-free", "goa-budget")
 SPARSITIES = (0.1, 0.2, 0.3)
-FRONTIER = ("wanda-sp", "flap", "obs", "sensitivity", "split", "goa-budget", "taylor-first", "taylor-second")
+FRONTIER = (
+    "best",
+    "best-uniform",
+    "obs",
+    "wanda-sp",
+    "flap",
+    "goa-budget",
+    "taylor-first",
+    "taylor-second",
+    "sensitivity",
+)
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)
 
 

@@ -37,11 +37,11 @@ def read(name: str) -> dict[str, Any]:
 
 def measure(name: str, cell: str, run: Callable[[], dict[str, Any]]) -> None:
     """Run a cell unless it has been measured, and save it at once."""
-    entries = read(name)
-    if cell in entries:
+    if cell in read(name):
         return
     print(f"{name}: {cell}", flush=True)
-    entries[cell] = {**run(), "machine": machine()}
+    made = {**run(), "machine": machine()}
+    entries = {**read(name), cell: made}
     RESULTS.mkdir(exist_ok=True)
     partial = RESULTS / f".{name}.partial"
     partial.write_text(json.dumps(entries, indent=1) + "\n")

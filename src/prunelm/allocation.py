@@ -4,17 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocators import ALLOCATORS
 from .allocators.uniform import summed, uniform_plans
 from .data import Batches
-from .gradients import Gradient
+from .descent import descend
+from .gradients import Derivatives
 from .job import Job, decide
+from .journal import Journal
+from .knapsack import knapsack
 from .progress import Progress
 from .reading import Reading, reading
 from .recipe import Recipe
-from .search import Found, bent, judge_of, pick, refine
+from .rehearsal import Rehearsal
+from .search import Found, pick
 from .sensitivity import Divergence
 from .stream import BlockStream
 from .survey import Survey, repair_of, survey
@@ -24,17 +30,28 @@ from .survey import Survey, repair_of, survey
 class Outlook:
     """What the dense model showed, and what a search made of it.
 
-    `bends` change the prices as the search at one size found best; `chosen` is its plan there; `notes` say so.
+    `chosen` is the search's plan at one size; `prices` what a unit of relative error costs in each site there, which
+    plans the other sizes; `notes` say so.
     """
 
     survey: Survey
-    bends: dict[str, float] | None = None
+    prices: dict[str, float] = field(default_factory=dict)
     chosen: Found | None = None
     notes: list[str] = field(default_factory=list)
 
     def report(self) -> dict[str, dict[str, Any]]:
         """What to say per site: the prices measured."""
-        return {key: {"prices": points} for key, points in self.survey.prices.items()}
+        found: dict[str, dict[str, Any]] = {key: {"prices": points} for key, points in self.survey.prices.items()}
+        for key, price in self.prices.items():
+            found.setdefault(key, {})["price"] = price
+        return found
+
+    def measured(self, needs: str, job: Job) -> dict[str, Float[Tensor, " number"]]:
+        """What an allocator reads: by the prices of the search where there was one, else what the survey measured."""
+        if not self.prices:
+            return self.survey.measured(needs, job.sites, job.budget)
+        curves = self.survey.measured("curves", job.sites, job.budget)
+        return {key: self.prices[key] * curve for key, curve in curves.items()}
 
 
 def look(
@@ -43,43 +60,84 @@ def look(
     recipe: Recipe,
     job: Job,
     *,
-    gradients: Mapping[str, Gradient] | None,
+    derivatives: Derivatives,
+    journal: Journal | None = None,
     progress: Progress,
 ) -> Outlook:
-    """Scores, curves and prices of the dense model, and a search at the job's budget where the recipe has candidates.
+    """Scores, curves and prices of the dense model, and a search at the job's budget where the recipe asks for one.
 
     Args:
         stream: at the first block of the dense model; it is used up.
         read: which batches are for what.
         recipe: the whole of it.
         job: sites and budget.
-        gradients: of the dense model, where a criterion reads them.
-        progress: told about blocks and candidates.
+        derivatives: of the dense model, where criteria or the allocator read them.
+        journal: of the search.
+        progress: told about blocks and rounds.
 
     Raises:
         BudgetError: the sites cannot lose that much.
         CalibrationError: statistics are not finite; names the block.
-        DataError: prices are wanted, and no sequence is held out.
+        DataError: the output is judged, and no sequence is held out.
     """
-    priced = ALLOCATORS[recipe.allocator].needs == "damage"
-    divergence = Divergence(stream, read.priced(recipe)) if priced else None
+    needs = ALLOCATORS[recipe.allocator].needs
+    divergence = Divergence(stream, read.priced(recipe)) if recipe.judges_output else None
+    searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
-        stream, read.fit, recipe, job, read.needs, divergence=divergence, gradients=gradients, progress=progress
+        stream,
+        read.fit,
+        recipe,
+        job,
+        read.needs,
+        divergence=divergence if needs == "damage" else None,
+        keep=searches,
+        derivatives=derivatives,
+        progress=progress,
     )
-    if divergence is None or recipe.candidates == 1:
+    if divergence is None or not searches:
         return Outlook(survey=found)
-    prices = found.measured("damage", job.sites, job.budget)
-    judge = judge_of(divergence, job.sites, found, repair_of(recipe), recipe.ridge)
-    options: dict[str, Any] = {"candidates": recipe.candidates, "progress": progress}
-    if ALLOCATORS[recipe.allocator].even:
-        plans = list(uniform_plans(job.sites, job.budget))
-        plans.sort(key=lambda plan: summed(job.sites, job.budget, prices, plan[0]))
-        best = pick(job.sites, plans, judge, target=job.budget.target, **options)
-    else:
-        best = refine(job.sites, job.budget, prices, judge, **options)
+    best = _searched(found, divergence, recipe, job, journal, progress)
     note = f"{best.tried} plans tried on {divergence.rows:,} held-out tokens: divergence {best.start:.4f}"
     note += f" -> {best.divergence:.4f}" if best.divergence < best.start else "; none was better than the first"
-    return Outlook(survey=found, bends=best.bends or None, chosen=best, notes=[note])
+    found.moments.clear()
+    return Outlook(survey=found, prices=best.prices, chosen=best, notes=[note])
+
+
+def _searched(
+    found: Survey,
+    divergence: Divergence,
+    recipe: Recipe,
+    job: Job,
+    journal: Journal | None,
+    progress: Progress,
+) -> Found:
+    """The best plan that a search finds: of those with equal widths, or by descent from the allocator's own."""
+    needs = ALLOCATORS[recipe.allocator].needs
+    assert needs is not None
+    measured = found.measured(needs, job.sites, job.budget)
+    with Rehearsal(job.sites, found.scores, found.moments, repair_of(recipe), recipe.ridge) as rehearsal:
+
+        def judge(counts: Mapping[str, int]) -> float:
+            rehearsal.apply({site.key: site.n_units - counts[site.key] for site in job.sites})
+            rehearsal.forget()
+            return divergence.measure(0, divergence.entering)
+
+        if ALLOCATORS[recipe.allocator].even:
+            plans = list(uniform_plans(job.sites, job.budget))
+            plans.sort(key=lambda plan: summed(job.sites, job.budget, measured, plan[0]))
+            return pick(plans, judge, target=job.budget.target, candidates=recipe.candidates, progress=progress)
+        return descend(
+            job.sites,
+            job.budget,
+            knapsack(job.sites, job.budget, measured),
+            rehearsal,
+            divergence,
+            found.curves,
+            rounds=recipe.rounds,
+            seed=recipe.seed,
+            journal=journal,
+            progress=progress,
+        )
 
 
 def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
@@ -96,14 +154,19 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
         return replace(job, counts=chosen.counts, step=chosen.step, notes=notes)
     wanted = ALLOCATORS[recipe.allocator].needs
     assert wanted is not None
-    measured = outlook.survey.measured(wanted, job.sites, job.budget)
-    if outlook.bends is not None:
-        measured = bent(job.sites, measured, outlook.bends)
-    return replace(decide(job, recipe, measured), notes=notes)
+    return replace(decide(job, recipe, outlook.measured(wanted, job)), notes=notes)
 
 
-def look_at(model: PreTrainedModel, calibration: Batches, recipe: Recipe, job: Job, progress: Progress) -> Outlook:
+def look_at(
+    model: PreTrainedModel,
+    calibration: Batches,
+    recipe: Recipe,
+    job: Job,
+    progress: Progress,
+    journal: Journal | None = None,
+) -> Outlook:
     """The outlook of a model that is dense and stays so."""
     read = reading(calibration, None, recipe, job.sites)
-    gradients = read.gradients(model, job.sites)
-    return look(BlockStream(model, read.batches), read, recipe, job, gradients=gradients, progress=progress)
+    derivatives = read.derivatives(model, job.sites, recipe)
+    stream = BlockStream(model, read.batches)
+    return look(stream, read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)

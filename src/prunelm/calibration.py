@@ -17,7 +17,7 @@ from .loading import Source, read_json
 from .recipe import Recipe
 from .survey import Survey
 
-FORMAT = 1
+FORMAT = 2
 FACTS, NUMBERS = "calibration.json", "calibration.safetensors"
 DECIDES = (
     "allocator",
@@ -35,6 +35,8 @@ DECIDES = (
     "bias",
     "held_out",
     "price_tokens",
+    "fisher_tokens",
+    "rounds",
     "samples",
     "length",
     "seed",
@@ -70,7 +72,8 @@ def save_calibration(
         "recipe": recipe.to_dict(),
         "calibration": dict(text),
         "prices": seen.prices,
-        "bends": outlook.bends,
+        "curvatures": seen.curvatures,
+        "search_prices": outlook.prices,
         "notes": outlook.notes,
     }
     with new_folder(out, force=force) as folder:
@@ -113,8 +116,8 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
     text = facts["calibration"]
     note = f"what was seen of the dense model comes from {folder.name} ({text.get('tokens', 0):,} tokens)"
     return Outlook(
-        survey=Survey(scores=scores, curves=curves, prices=prices),
-        bends=facts["bends"],
+        survey=Survey(scores=scores, curves=curves, prices=prices, curvatures=facts["curvatures"]),
+        prices=facts["search_prices"],
         notes=[note, *facts["notes"]],
     )
 

@@ -105,6 +105,7 @@ def prune(
     text: Text = None,
     calibrated: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
     self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False,
+    journal: Annotated[Path | None, typer.Option(help="File that lets an interrupted search go on.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
     criterion: Annotated[str | None, typer.Option(help="Replace the recipe's criterion at every site.")] = None,
     allocator: Annotated[str | None, typer.Option(help="Replace the recipe's allocator.")] = None,
@@ -113,6 +114,9 @@ def prune(
     bias: Annotated[bool | None, typer.Option(help="Give consumers a bias where the config can.")] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the calibration that judges repairs.")] = None,
     per_block: Annotated[bool | None, typer.Option(help="Widths may differ (opens with prunelm.load).")] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="The same widths in every block, for plain loaders.")
+    ] = False,
     unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
     attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None,
     sites: Annotated[str | None, typer.Option(help="attention, ffn, or attention,ffn.")] = None,
@@ -161,6 +165,7 @@ def prune(
         seed=seed,
         calibration="self-generated" if self_generated else None,
     )
+    chosen = chosen.evened() if uniform else chosen
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     sizes = [replace(chosen, sparsity=share) for share in shares]
     if dry_run:
@@ -172,7 +177,14 @@ def prune(
     err.print(f"recipe: {json.dumps(said)}")
     if calibrated is not None and len(shares) > 1:
         raise RecipeError("several sizes look at the model once by themselves: give --calibrated with one sparsity")
-    options: dict[str, Any] = {"recipe": chosen, "text": text, "dtype": dtype, "force": force, **access}
+    options: dict[str, Any] = {
+        "recipe": chosen,
+        "text": text,
+        "journal": journal,
+        "dtype": dtype,
+        "force": force,
+        **access,
+    }
     with _quiet(), _progress() as progress:
         if len(shares) == 1:
             reports = {out_folder: run(model, out_folder, calibrated=calibrated, progress=progress, **options)}
@@ -214,9 +226,10 @@ def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
 def calibrate(
     model: Model,
     out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "sensitivity",
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "best",
     sparsity: Annotated[float, typer.Option(help="Size at which budgets are searched.")] = 0.3,
     text: Text = None,
+    journal: Annotated[Path | None, typer.Option(help="File that lets an interrupted search go on.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
     multiple_of: Annotated[int | None, typer.Option(help="Kept FFN channels are a multiple of this.")] = None,
@@ -233,7 +246,9 @@ def calibrate(
     err.print(f"recipe: {json.dumps(chosen.to_dict())}")
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with _quiet(), _progress() as progress:
-        found = run(model, out_folder, recipe=chosen, text=text, force=force, progress=progress, **access)
+        found = run(
+            model, out_folder, recipe=chosen, text=text, journal=journal, force=force, progress=progress, **access
+        )
     _notes(found.notes)
     out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibrated")
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from .allocation import look_at
 from .data import Batches
 from .job import plan_counts, prepare_
+from .journal import Journal
 from .progress import Progress, silent
 from .pruning import Report, prune_
 from .recipe import Recipe
@@ -20,13 +21,14 @@ def prune_family(
     sparsities: Sequence[float],
     *,
     refit: Batches | None = None,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """(model, report) of every size, the largest model first; the units of each are a subset of those before it.
 
     The dense model is looked at once: its scores rank the units of all sizes, and a search for budgets, where the
-    recipe has one, is made at the middle size and its bends of the prices used for all. Only the repairs are made anew,
-    each size on the inputs behind its own pruned prefix.
+    recipe has one, is made at the middle size and the prices that it implies used for all. Only the repairs are made
+    anew, each size on the inputs behind its own pruned prefix.
 
     Args:
         load: gives the dense model, a new one each time.
@@ -34,6 +36,7 @@ def prune_family(
         recipe: for all sizes; its own sparsity does not matter.
         sparsities: shares to remove.
         refit: see `prune_`.
+        journal: see `prune_`.
         progress: told about every block of every size.
 
     Raises:
@@ -45,7 +48,7 @@ def prune_family(
     for size in sizes:
         plan_counts(model, size)
     middle = sizes[len(sizes) // 2]
-    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress)
+    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal)
     del model
     floor: dict[str, int] = {}
     for size in sizes:

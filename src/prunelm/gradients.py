@@ -1,11 +1,12 @@
 """Gradients of the loss with respect to the weights that sites may lose: mean, and mean square over sequences."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -22,6 +23,48 @@ class Gradient:
 
     mean: Float[Tensor, "out into"]
     square: Float[Tensor, "out into"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivatives:
+    """What backward passes of the dense model gave: gradients by the path of the layer, Fisher matrices by site key."""
+
+    gradients: Mapping[str, Gradient] = field(default_factory=dict)
+    fisher: Mapping[str, Float[Tensor, "out out"]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def differentiable(model: PreTrainedModel, layers: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, the weights of these layers alone collect gradients; nothing is left of them afterwards."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wanted = [layer.weight for layer in layers]
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in wanted:
+            assert isinstance(parameter, nn.Parameter)
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.grad = None
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+
+
+def sequences_of(batch: Batch) -> Iterator[Batch]:
+    """The sequences of a batch, each a batch of its own."""
+    for row in range(len(batch["input_ids"])):
+        yield {name: value[row : row + 1] for name, value in batch.items()}
+
+
+def gradient_of(layer: nn.Module) -> Float[Tensor, "out into"] | None:
+    """The gradient that a layer's weight has collected, in its (out, in) form."""
+    found = layer.weight.grad
+    if not isinstance(found, Tensor):
+        return None
+    return found.T if isinstance(layer, Conv1D) else found
 
 
 def next_token_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -59,28 +102,18 @@ def collect(
     layers = {slot.path: slot.layer for site in sites for slot in (*site.producers, site.consumer)}
     sums = {path: torch.zeros_like(weight_of(layer)) for path, layer in layers.items()}
     squares = {path: torch.zeros_like(weight_of(layer)) for path, layer in layers.items()}
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    wanted = {id(layer.weight) for layer in layers.values()}
     count = 0
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in wanted)
+    with differentiable(model, layers.values()):
         for batch in batches:
-            for row in range(len(batch["input_ids"])):
-                one = {name: value[row : row + 1] for name, value in batch.items()}
-                with torch.enable_grad():
-                    torch.autograd.backward(loss(model, one))
+            for one in sequences_of(batch):
+                torch.autograd.backward(loss(model, one))
                 count += 1
                 for path, layer in layers.items():
-                    found = layer.weight.grad
-                    if isinstance(found, Tensor):
-                        found = found.T if isinstance(layer, Conv1D) else found
+                    found = gradient_of(layer)
+                    if found is not None:
                         sums[path] += found
                         squares[path] += found.square()
                     layer.weight.grad = None
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])
     return {path: _checked(path, sums[path] / max(count, 1), squares[path] / max(count, 1)) for path in layers}
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .allocation import Outlook, allocated, look
-from .criteria import Statistics
+from .criteria import CRITERIA, Statistics
 from .data import Batches
-from .gradients import Gradient
+from .gradients import Derivatives
 from .job import Job, prepare_
+from .journal import Journal
 from .moments import CrossMoments, Moments
 from .observation import Observed, first_producer, observe, observe_pair
 from .plan import Budget, Plan, prunable, top_units
@@ -67,6 +68,7 @@ def prune_(
     refit: Batches | None = None,
     outlook: Outlook | None = None,
     floor: Mapping[str, int] | None = None,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Remove `recipe.sparsity` of the model's prunable parameters, in place, without training.
@@ -80,6 +82,7 @@ def prune_(
         outlook: what was seen of the dense model before; its scores then choose the units, so that the sizes of a
             family are nested.
         floor: units that each site must lose at least.
+        journal: of the search for widths, where the recipe makes one.
         progress: told about every block.
 
     Raises:
@@ -90,14 +93,14 @@ def prune_(
     before = sum(p.numel() for p in model.parameters())
     job = prepare_(model, recipe, floor)
     read = reading(calibration, refit, recipe, job.sites)
-    gradients = read.gradients(model, job.sites) if outlook is None else None
+    derivatives = read.derivatives(model, job.sites, recipe) if outlook is None else Derivatives()
     stream = BlockStream(model, read.batches)
     seen = outlook
     if seen is None and job.counts is None:
-        seen = look(stream.fork(), read, recipe, job, gradients=gradients, progress=progress)
+        seen = look(stream.fork(), read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)
     if seen is not None:
         job = allocated(job, recipe, seen)
-    work = _Work(stream, read, recipe, job, scores=outlook.survey.scores if outlook else {}, gradients=gradients)
+    work = _Work(stream, read, recipe, job, scores=outlook.survey.scores if outlook else {}, derivatives=derivatives)
     if seen is not None:
         work.report.update(seen.report())
     _carry_out_(work, progress)
@@ -144,7 +147,7 @@ def repair_(
         scores[site.key] = torch.zeros(site.n_units, dtype=torch.float64)
         scores[site.key][kept[site.key]] = 1.0
     read = reading(calibration, None, recipe, sites)
-    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, gradients=None)
+    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, derivatives=Derivatives())
     _carry_out_(work, progress)
     if not recipe.per_block:
         share_config_(model, job)
@@ -203,7 +206,7 @@ class _Work:
         job: Job,
         *,
         scores: Mapping[str, Tensor],
-        gradients: Mapping[str, Gradient] | None,
+        derivatives: Derivatives,
     ) -> None:
         self.recipe, self.job = recipe, job
         self.kept: dict[str, Tensor] = {}
@@ -214,7 +217,7 @@ class _Work:
         self.refit = chosen if chosen.stage == "refit" else None
         self.repair = chosen if chosen.stage == "repair" else None
         self.read = read
-        self.scores, self.gradients = scores, gradients
+        self.scores, self.derivatives = scores, derivatives
         self.stream = stream
         two_streams = self.refit is not None or (self.repair is not None and recipe.dense_share > 0)
         self.dense = self.stream.fork() if two_streams else None
@@ -242,7 +245,8 @@ class _Work:
 
     def _untouched(self, site: Site) -> bool:
         """Whether the plan takes nothing from the site, so that it need not be scored."""
-        return not self.recipe.per_block and self.job.keeps(site) == site.n_units
+        demands = self.recipe.per_block and not CRITERIA[self.recipe.scoring(site.name).criterion].curve
+        return self.job.keeps(site) == site.n_units and not demands
 
     def _keep_all(self, site: Site) -> None:
         entry = self.report.setdefault(site.key, {})
@@ -291,7 +295,8 @@ class _Work:
                 consumer=seen.consumer,
                 producer=seen.producer,
                 similarity=similarity,
-                gradients=self.gradients,
+                gradients=self.derivatives.gradients,
+                fisher=self.derivatives.fisher.get(site.key),
                 seed=self.recipe.seed,
             )
             scores = score(site, statistics, self.recipe)

@@ -1,15 +1,15 @@
 """What is read for what: which batches to fit, to hold out and to refit on, and which statistics of each site."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
-from .allocators import ALLOCATORS
 from .criteria import CRITERIA
 from .data import Batches
 from .errors import DataError, RecipeError
-from .gradients import Gradient, collect
+from .fisher import output_fisher
+from .gradients import Derivatives, collect
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .sites import Site
@@ -32,15 +32,24 @@ class Reading:
         """The batches that each statistic is measured on."""
         return {"consumer": self.fit, "held": self.held, "producer": self.refit}
 
-    def gradients(self, model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, Gradient] | None:
-        """Gradients of the dense model on the batches to fit, if a criterion reads them.
+    def derivatives(self, model: PreTrainedModel, sites: Sequence[Site], recipe: Recipe) -> Derivatives:
+        """What criteria and allocators read of the dense model's backward passes.
+
+        Gradients come from all the batches to fit, Fisher matrices from whole ones up to the recipe's tokens.
 
         Raises:
             CalibrationError: a gradient is not finite; names the layer.
             UnsupportedModelError: the model has no such loss.
         """
-        wanted = [site for site in sites if "gradients" in self.needs[site.name]]
-        return collect(model, [self.batches[b] for b in self.fit], wanted) if wanted else None
+        by_loss = [site for site in sites if "gradients" in self.needs[site.name]]
+        by_output = [site for site in sites if "fisher" in self.needs[site.name]]
+        found = Derivatives()
+        if by_loss:
+            found = replace(found, gradients=collect(model, [self.batches[b] for b in self.fit], by_loss))
+        if by_output:
+            some = [self.batches[b] for b in _up_to(self.batches, self.fit, recipe.fisher_tokens)]
+            found = replace(found, fisher=output_fisher(model, some, by_output, seed=recipe.seed))
+        return found
 
     def priced(self, recipe: Recipe) -> list[int]:
         """Held-out batches that prices are measured on: whole ones up to the recipe's tokens, at least one.
@@ -53,14 +62,19 @@ class Reading:
                 f"{self.sequences} calibration sequences leave none to hold out: allocator {recipe.allocator!r} "
                 f"needs at least {round(1 / recipe.held_out)}. Give more text, --samples or --held-out."
             )
-        chosen: list[int] = []
-        tokens = 0
-        for b in self.held:
-            if chosen and tokens >= recipe.price_tokens:
-                break
-            chosen.append(b)
-            tokens += self.batches[b]["input_ids"].numel()
-        return chosen
+        return _up_to(self.batches, self.held, recipe.price_tokens)
+
+
+def _up_to(batches: Sequence[Batch], places: Sequence[int], tokens: int) -> list[int]:
+    """The first of some batches that have that many tokens together, at least one."""
+    chosen: list[int] = []
+    seen = 0
+    for b in places:
+        if chosen and seen >= tokens:
+            break
+        chosen.append(b)
+        seen += batches[b]["input_ids"].numel()
+    return chosen
 
 
 def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: Sequence[Site]) -> Reading:
@@ -76,8 +90,8 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         RecipeError: a criterion that compares heads is asked to score a site without.
     """
     stage = RECONSTRUCTIONS[recipe.reconstruction].stage
-    priced = ALLOCATORS[recipe.allocator].needs == "damage"
-    fit, held = calibration.split(recipe.held_out if stage == "repair" or priced else 0.0)
+    judged = recipe.judges_output
+    fit, held = calibration.split(recipe.held_out if stage == "repair" or judged else 0.0)
     batches = [*fit.batches, *held.batches]
     first, second = range(len(fit.batches)), range(len(fit.batches), len(batches))
     third = first
@@ -87,8 +101,10 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     needs = {}
     for site in {site.name: site for site in sites}.values():
         needs[site.name] = _needs(site, recipe)
-        if stage == "repair" or priced:
+        if stage == "repair" or judged:
             needs[site.name] |= {"gram"}
+        if recipe.reads_fisher:
+            needs[site.name] |= {"gram", "fisher"}
         if stage == "repair" and second:
             needs[site.name] |= {"held"}
     return Reading(

@@ -19,6 +19,8 @@ from .plan import check_sparsity
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
 
+CANDIDATES, HELD_OUT = 8, 0.125
+"""Plans with equal widths that are measured, and what is held out for it, where a recipe is evened."""
 RECIPES = resources.files("prunelm") / "recipes"
 
 
@@ -58,7 +60,10 @@ class Recipe:
         dense_share: of a repair's target, what the dense model gives on its own inputs; the rest is what the present
             weights give on the inputs behind the pruned prefix.
         price_tokens: held-out tokens on which allocators that look at the output measure it.
-        candidates: whole plans that such an allocator measures to refine its budgets; 1 takes its first plan.
+        fisher_tokens: calibration tokens that Fisher matrices are taken from.
+        candidates: plans with equal widths that `split` measures on `price_tokens`; 1 takes the one expected best.
+        rounds: plans that a descent measures on `price_tokens` to refine widths that differ between blocks; 0 takes
+            the allocator's plan as it is.
         samples, length: calibration sequences and tokens in each.
         calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
         covariance_text: what covariances are taken from, for the Gaussian second moment and for refits: `same` as
@@ -90,7 +95,9 @@ class Recipe:
     held_out: float = 0.0
     dense_share: float = 0.0
     price_tokens: int = 2048
+    fisher_tokens: int = 16_384
     candidates: int = 1
+    rounds: int = 0
     samples: int = 64
     length: int = 512
     calibration: str = "text"
@@ -114,7 +121,9 @@ class Recipe:
             ("length", 8),
             ("min_units", 1),
             ("price_tokens", 1),
+            ("fisher_tokens", 1),
             ("candidates", 1),
+            ("rounds", 0),
             ("multiple_of", 0),
             ("similarity_sequences", 1),
             ("similarity_rows", 0),
@@ -131,9 +140,15 @@ class Recipe:
             if not 0 <= getattr(self, name) <= most:
                 raise RecipeError(f"{name} must be in [0, {most:g}], got {getattr(self, name)}")
         chosen = ALLOCATORS[self.allocator]
-        if chosen.needs == "damage" and not self.held_out:
+        if self.judges_output and not self.held_out:
             raise RecipeError(
-                f"allocator {self.allocator!r} prices errors on held-out tokens: held_out must be above 0, as in 0.125"
+                f"allocator {self.allocator!r} and its search measure plans on held-out tokens: held_out must be above "
+                "0, as in 0.125"
+            )
+        if self.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
+            raise RecipeError(
+                f"rounds refine widths that differ between blocks, and allocator {self.allocator!r} gives none with "
+                "prices: say rounds 0, or use allocator 'fisher', 'sensitivity' or 'error-curve'"
             )
         if chosen.needs is not None and not chosen.even and not self.per_block:
             raise RecipeError(
@@ -150,11 +165,31 @@ class Recipe:
             _check_options(scoring)
         self.block_range(1)
 
+    def evened(self) -> "Recipe":
+        """The recipe with the same widths in every block: where its allocator gives others, `split` chooses them."""
+        if ALLOCATORS[self.allocator].even:
+            return dataclasses.replace(self, per_block=False)
+        held_out = self.held_out or HELD_OUT
+        even = {"allocator": "split", "rounds": 0, "candidates": CANDIDATES, "per_block": False, "held_out": held_out}
+        return dataclasses.replace(self, **even)  # type: ignore[arg-type]
+
+    @property
+    def judges_output(self) -> bool:
+        """Whether the divergence of the model's output is measured on held-out tokens."""
+        chosen = ALLOCATORS[self.allocator]
+        tries = chosen.even and chosen.needs is not None and self.candidates > 1
+        return chosen.needs == "damage" or tries or self.rounds > 0
+
+    @property
+    def reads_fisher(self) -> bool:
+        """Whether the allocator reads Fisher matrices of the dense model; criteria may besides."""
+        return ALLOCATORS[self.allocator].needs == "curvature"
+
     @property
     def reads_text(self) -> bool:
         """Whether any part of the recipe looks at activations."""
         scorings = [self.scoring(name) for name in self.sites]
-        if ALLOCATORS[self.allocator].needs == "damage":
+        if self.judges_output or self.reads_fisher:
             return True
         return self.reconstruction != "none" or any(CRITERIA[s.criterion].needs(**s.options) for s in scorings)
 

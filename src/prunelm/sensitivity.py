@@ -10,11 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from .moments import CrossMoments, Moments
-from .plan import Budget, top_units
+from .fisher import predicts
+from .gradients import differentiable, gradient_of, sequences_of
+from .moments import Moments
+from .plan import Budget
 from .reconstructions import Reconstruction
-from .sites import Site, bias_of, weight_of
-from .stream import BlockStream
+from .rehearsal import Rehearsal
+from .sites import Site, weight_of
+from .stream import BlockStream, prediction
 
 LEVELS = (0.25, 0.6)
 """Shares of a site's units at which its price is measured; sites with few options are measured at all of them."""
@@ -37,20 +40,17 @@ class Divergence:
     """Mean divergence of a changed model from itself as it was, on the batches of a stream at its first block.
 
     KL(dense || changed) per token in nats where the model predicts something; else the squared distance of the last
-    hidden states, relative to the dense ones.
+    hidden states, relative to the dense ones. `rows` are the tokens (sequences, for classifiers) that it averages.
     """
 
     @torch.no_grad()
     def __init__(self, stream: BlockStream, batches: Sequence[int]) -> None:
         self.stream, self.batches = stream, list(batches)
         self.entering = [stream.hidden[b] for b in self.batches]
-        self.predicts = stream.model.get_output_embeddings() is not None or hasattr(stream.model, "classifier")
+        self.predicts = predicts(stream.model)
         self.dense = {b: self._rows(self._finish(b, 0, stream.hidden[b])) for b in self.batches}
-
-    @property
-    def rows(self) -> int:
-        """Tokens (sequences, for classifiers) that it is the mean over."""
-        return sum(len(rows) for rows in self.dense.values())
+        self.rows = sum(len(rows) for rows in self.dense.values())
+        self.energy = 1.0 if self.predicts else sum(float(r.square().sum()) for r in self.dense.values()) / self.rows
 
     def _finish(self, b: int, i: int, hidden: Tensor) -> Tensor:
         """The model's output for batch `b` from the hidden states that enter block `i`."""
@@ -68,41 +68,51 @@ class Divergence:
     @torch.no_grad()
     def measure(self, i: int, hidden: Sequence[Tensor]) -> float:
         """The divergence now, from the hidden states of each batch that enter block `i`."""
-        total, rows = 0.0, 0
+        total = 0.0
         for b, entering in zip(self.batches, hidden, strict=True):
-            now, dense = self._rows(self._finish(b, i, entering)), self.dense[b]
-            if self.predicts:
-                total += float(kl_div(now, dense, log_target=True, reduction="sum"))
-            else:
-                total += float((now - dense).square().sum() / dense.square().mean(0).sum())
-            rows += len(now)
-        return total / rows
+            total += float(self._summed(self._rows(self._finish(b, i, entering)), self.dense[b]))
+        return total / self.rows
+
+    def slopes(self, sites: Sequence[Site]) -> dict[str, Float[Tensor, "out channel"]]:
+        """The gradient of the divergence now, by site key, with respect to the weight of the site's consumer."""
+        layers = {site.key: site.consumer.layer for site in sites}
+        model, summed = self.stream.model, {key: torch.zeros_like(weight_of(layer)) for key, layer in layers.items()}
+        with differentiable(model, layers.values()):
+            for b in self.batches:
+                batch, dense, at = self.stream.batches[b], self.dense[b], 0
+                for one in sequences_of(batch):
+                    rows = self._rows(_real_rows(prediction(model(**one)), one.get("attention_mask")))
+                    torch.autograd.backward(self._summed(rows, dense[at : at + len(rows)]))
+                    at += len(rows)
+                    for key, layer in layers.items():
+                        found = gradient_of(layer)
+                        if found is not None:
+                            summed[key] += found
+                        layer.weight.grad = None
+        return {key: gradient / self.rows for key, gradient in summed.items()}
+
+    def _summed(self, now: Tensor, dense: Tensor) -> Tensor:
+        """The divergence of some rows, summed."""
+        if self.predicts:
+            return kl_div(now, dense, log_target=True, reduction="sum")
+        return (now - dense).square().sum() / self.energy
+
+
+def _real_rows(output: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of a model's output that are tokens, not padding; those of a classifier as they are."""
+    if output.dim() != 3:
+        return output
+    return output.flatten(0, 1) if mask is None else output[mask.bool()]
 
 
 @contextlib.contextmanager
 def repaired_in_place(
     site: Site, scores: Float[Tensor, " unit"], moments: Moments, removed: int, repair: Reconstruction, ridge: float
 ) -> Iterator[None]:
-    """While open, the site's consumer acts as if `removed` units were gone and the others repaired.
-
-    Columns of removed units are zero, which computes what narrowing computes.
-    """
-    layer = site.consumer.layer
-    weight, bias = weight_of(layer).detach(), bias_of(layer)
-    bias = None if bias is None else bias.detach()
-    old, old_bias = weight.clone(), None if bias is None else bias.clone()
-    columns = site.consumer.keep(top_units(scores, site.n_units - removed, site.strata))
-    new, new_bias = repair(old, old_bias, CrossMoments.of_layer(moments, old, old_bias), columns, ridge=ridge)
-    weight.zero_()
-    weight[:, columns] = new
-    if bias is not None and new_bias is not None:
-        bias.copy_(new_bias)
-    try:
+    """While open, the site's consumer acts as if `removed` units were gone and the others repaired."""
+    with Rehearsal([site], {site.key: scores}, {site.key: moments}, repair, ridge) as rehearsal:
+        rehearsal.apply({site.key: removed})
         yield
-    finally:
-        weight.copy_(old)
-        if bias is not None and old_bias is not None:
-            bias.copy_(old_bias)
 
 
 def damage_of(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .criteria import CRITERIA, Statistics
 from .errors import CalibrationError
-from .gradients import Gradient
+from .gradients import Derivatives
 from .job import Job
 from .moments import Moments
 from .observation import observe
@@ -19,7 +19,7 @@ from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS, Reconstruction
 from .sensitivity import Divergence, Point, damage_of, levels_of, repaired_in_place
 from .similarity import head_similarity
-from .sites import Site, by_block
+from .sites import Site, bias_of, by_block, weight_of
 from .stream import BlockStream
 
 
@@ -28,21 +28,25 @@ class Survey:
     """What one pass over the dense model found.
 
     `scores` per unit; `curves`: a site's relative error with 0, 1, 2... units removed; `prices`: divergence measured
-    at the output with some units of one site removed and the rest repaired; `moments` of the consumers' inputs.
+    at the output with some units of one site removed and the rest repaired; `curvatures`: what an error as large as the
+    module's output would cost there, to second order; `moments` of the consumers' inputs.
     """
 
     scores: dict[str, Float[Tensor, " unit"]] = field(default_factory=dict)
     curves: dict[str, Float[Tensor, " count"]] = field(default_factory=dict)
     prices: dict[str, list[Point]] = field(default_factory=dict)
+    curvatures: dict[str, float] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
 
     def measured(self, needs: str, sites: Sequence[Site], budget: Budget) -> dict[str, Float[Tensor, " number"]]:
-        """What an allocator asked for: `scores`, `curves` at the budget's options, or `damage` at them."""
+        """What an allocator asked for: `scores`, or at the budget's options `curves`, `damage` or `curvature`."""
         if needs == "scores":
             return dict(self.scores)
         options = {site.key: budget.options(site) for site in sites}
         if needs == "curves":
             return {key: self.curves[key][mine] for key, mine in options.items()}
+        if needs == "curvature":
+            return {key: self.curvatures[key] * self.curves[key][mine] for key, mine in options.items()}
         return {key: damage_of(self.curves[key], self.prices[key], mine) for key, mine in options.items()}
 
 
@@ -55,7 +59,8 @@ def survey(
     needs: Mapping[str, frozenset[str]],
     *,
     divergence: Divergence | None,
-    gradients: Mapping[str, Gradient] | None,
+    keep: bool,
+    derivatives: Derivatives,
     progress: Progress,
 ) -> Survey:
     """Scores and error curves of every site on the dense model, and with `divergence` what errors cost at its output.
@@ -66,8 +71,9 @@ def survey(
         recipe: criteria and their options, repair and ridge.
         job: the sites and the budget whose options are priced.
         needs: statistics per site name.
-        divergence: measures prices; the moments are then kept for a search.
-        gradients: of the dense model, for criteria that read them.
+        divergence: measures prices, where the allocator reads them.
+        keep: keep the moments, for a search.
+        derivatives: of the dense model.
         progress: told about every block.
 
     Raises:
@@ -89,15 +95,21 @@ def survey(
                 consumer=seen[site.key].consumer,
                 producer=seen[site.key].producer,
                 similarity=similar[site.key],
-                gradients=gradients,
+                gradients=derivatives.gradients,
+                fisher=derivatives.fisher.get(site.key),
                 seed=recipe.seed,
             )
             scores = score(site, statistics, recipe)
             found.scores[site.key] = scores
             found.curves[site.key] = _curve(site, scores, recipe)
             moments = seen[site.key].consumer
-            if divergence is not None and moments is not None:
+            if moments is None:
+                continue
+            if keep:
                 found.moments[site.key] = moments
+            if site.key in derivatives.fisher and moments.full:
+                found.curvatures[site.key] = _curvature(site, derivatives.fisher[site.key], moments)
+            if divergence is not None:
                 found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
     progress("surveying", last + 1, last + 1)
     return found
@@ -152,6 +164,13 @@ def _curve(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Float[
     if not CRITERIA[recipe.scoring(site.name).criterion].curve:
         ordered = ordered.clamp_min(0).cumsum(0) / ordered.clamp_min(0).sum().clamp_min(1e-300)
     return torch.cat([ordered.new_zeros(1), ordered])
+
+
+def _curvature(site: Site, fisher: Float[Tensor, "out out"], moments: Moments) -> float:
+    """1/2 tr(G W C W^T): what losing all of the module's output would cost, if cost were quadratic."""
+    weight = weight_of(site.consumer.layer).double()
+    second = moments.second_moment if bias_of(site.consumer.layer) is None else moments.covariance
+    return float(((fisher @ weight) * (weight @ second)).sum() / 2)
 
 
 def _price(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA, Statistics
 from .errors import BudgetError
+from .fisher import output_fisher
 from .gradients import Gradient, collect
 from .moments import CrossMoments, Moments
 from .plan import Budget, prunable
@@ -185,7 +186,10 @@ def site_statistics(model: PreTrainedModel, site: Site, *, seed: int = 0) -> Sta
             stream, site.block, site.spec.probabilities, sequences=2, rows=0, skip=1, exclude_sink=False
         )
     gradients = collect(model, stream.batches, [site], _energy_of_outputs)
-    return Statistics(consumer=consumer, producer=producer, similarity=similarity, gradients=gradients, seed=seed)
+    fisher = output_fisher(model, stream.batches, [site], seed=seed)[site.key]
+    return Statistics(
+        consumer=consumer, producer=producer, similarity=similarity, gradients=gradients, fisher=fisher, seed=seed
+    )
 
 
 def check_criterion(

@@ -10,15 +10,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import Outlook, look_at
-from .calibration import load_calibration, save_calibration
+from .calibration import fingerprint, load_calibration, save_calibration
 from .checkpoint import check_target, save
 from .data import Batches, read_documents, sample_batches
-from .errors import BudgetError, DataError
+from .errors import BudgetError, DataError, RecipeError
 from .evaluation import Evaluation, task_of
 from .evaluation import evaluate as evaluate_model
 from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, plan_counts, prepare_
+from .journal import Journal
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
 from .plan import prunable
@@ -111,6 +112,7 @@ def prune(
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     text: str | Path | None = None,
     calibrated: str | Path | None = None,
+    journal: str | Path | None = None,
     dtype: str | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -127,6 +129,8 @@ def prune(
         text: calibration text; see `read_documents`. Not needed where the recipe reads none or generates its own.
         calibrated: a folder of `calibrate`, in place of looking at the dense model again; text is still needed where
             the recipe repairs.
+        journal: a file for the search for widths, where the recipe makes one: written as it goes, and read when it is
+            there, so that an interrupted search goes on where it stopped.
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         force: replace `out` if it exists.
         progress: called with (stage, done, total).
@@ -145,7 +149,8 @@ def prune(
     dense = load_model(files.source)
     progress("loading", 1, 1)
     batches, refit = files.read(dense, chosen)
-    report = prune_(dense, batches, chosen, refit=refit, outlook=outlook, progress=progress)
+    kept = _journal(journal, files.source, [chosen], batches)
+    report = prune_(dense, batches, chosen, refit=refit, outlook=outlook, journal=kept, progress=progress)
     progress("saving", 0, 1)
     files.save(dense, report, Path(out))
     progress("saving", 1, 1)
@@ -159,6 +164,7 @@ def prune_sizes(
     *,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     text: str | Path | None = None,
+    journal: str | Path | None = None,
     dtype: str | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -189,6 +195,7 @@ def prune_sizes(
         chosen,
         [size.sparsity for size in sizes],
         refit=refit,
+        journal=_journal(journal, files.source, sizes, calibration),
         progress=progress,
     )
     for folder, (pruned, report) in zip(folders, family, strict=True):
@@ -201,8 +208,9 @@ def calibrate(
     model: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = "sensitivity",
+    recipe: str | Path | Recipe = "best",
     text: str | Path | None = None,
+    journal: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
     trust_remote_code: bool = False,
@@ -222,7 +230,8 @@ def calibrate(
     files = _files(model, [chosen], [Path(out)], text, None, force, access)
     dense = load_model(files.source)
     batches, _ = files.read(dense, chosen)
-    outlook = look_at(dense, batches, chosen, prepare_(dense, chosen), progress)
+    kept = _journal(journal, files.source, [chosen], batches)
+    outlook = look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept)
     save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
     return outlook
 
@@ -358,6 +367,21 @@ def _files(
         dtype=written,
         force=force,
     )
+
+
+def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], calibration: Batches) -> Journal:
+    """The journal of a search, which belongs to one model, recipe and text.
+
+    Raises:
+        CalibrationError: the file is the journal of another search.
+        RecipeError: the recipe makes no search.
+    """
+    if path is None:
+        return Journal()
+    if not sizes[0].rounds:
+        raise RecipeError(f"recipe {sizes[0].name!r} makes no rounds of search that a journal could keep: leave it out")
+    facts = {"model": fingerprint(source), "recipes": [r.to_dict() for r in sizes], "calibration": calibration.facts}
+    return Journal(Path(path), facts)
 
 
 def calibration_batches(

@@ -24,10 +24,11 @@ def _family(family, recipe, sizes=SIZES, **changes):
     return list(prune_family(lambda: tiny_model(family, num_hidden_layers=3), _calibration(family), chosen, sizes))
 
 
-@pytest.mark.parametrize("recipe", ["sensitivity", "split", "obs", "flap", "wanda-sp", "goa-budget", "l2"])
+@pytest.mark.parametrize(
+    "recipe", ["best", "best-uniform", "sensitivity", "obs", "flap", "wanda-sp", "goa-budget", "l2"]
+)
 def test_the_sizes_of_a_family_are_nested(recipe):
-    changes = {"candidates": 3} if recipe.startswith("sensitivity") else {}
-    found = _family("llama", recipe, **changes)
+    found = _family("llama", recipe)
     assert [report.recipe.sparsity for _, report in found] == sorted(SIZES)
     kept = [report.plan.kept for _, report in found]
     for larger, smaller in pairwise(kept):
@@ -46,7 +47,7 @@ def test_families_of_other_architectures(family):
         prune_family(
             lambda: tiny_model(family),
             _calibration(family),
-            Recipe.load("sensitivity", multiple_of=1, candidates=2),
+            Recipe.load("best", multiple_of=1),
             [0.2, 0.3],
         )
     )

@@ -11,6 +11,8 @@ from prunelm.errors import BudgetError, PruneLMError, RecipeError, UnknownPlugin
 from prunelm.recipe import Recipe, Scoring, recipe_names, recipe_summaries
 
 SHIPPED = (
+    "best",
+    "best-uniform",
     "flap",
     "goa",
     "goa-budget",
@@ -20,7 +22,6 @@ SHIPPED = (
     "obs",
     "random",
     "sensitivity",
-    "split",
     "taylor-first",
     "taylor-second",
     "taylor-vector",
@@ -247,3 +248,27 @@ def test_block_range_of_small_models_is_everything() -> None:
     assert list(recipe.block_range(23)) == list(range(23))
     assert list(recipe.block_range(24)) == list(range(4, 22))
     assert list(recipe.block_range(32)) == list(range(4, 30))
+
+
+def test_an_evened_recipe_gives_equal_widths():
+    evened = Recipe.load("best").evened()
+    assert dataclasses.replace(evened, name="best-uniform") == Recipe.load("best-uniform")
+    assert Recipe.load("flap").evened().held_out > 0
+    assert Recipe.load("obs").evened() == Recipe.load("obs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rounds": -1}, "rounds must be at least 0"),
+        ({"recipe": "obs", "rounds": 3}, "rounds refine widths that differ between blocks"),
+        ({"held_out": 0.0}, "held_out must be above 0"),
+        ({"fisher_tokens": 0}, "fisher_tokens must be at least 1"),
+        ({"ffn": {"criterion": "obs", "metric": "loss"}}, "metric must be module or output, got 'loss'"),
+        ({"ffn": {"criterion": "obs", "shrink": 2.0}}, r"shrink must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(changes, says):
+    name = changes.pop("recipe", "best")
+    with pytest.raises(RecipeError, match=says):
+        Recipe.load(name, **changes)

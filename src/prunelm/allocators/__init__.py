@@ -10,7 +10,7 @@ from ..plan import Budget, Counts
 from ..registry import Registry
 from ..sites import Site
 
-MEASURES = ("scores", "curves", "damage")
+MEASURES = ("scores", "curves", "damage", "curvature")
 Allocate = Callable[..., tuple[Counts, int]]
 Measured = Mapping[str, Float[Tensor, " number"]]
 
@@ -20,7 +20,8 @@ class Allocator:
     """A registered division of the budget, and what must have been measured on the dense model for it.
 
     `needs`: None (sizes only); `scores`, one per unit of a site; `curves`, the relative error of the module with each
-    of its `budget.options(site)` removed; or `damage`, the price of the same in divergence at the model's output.
+    of its `budget.options(site)` removed; `damage`, the price of the same in divergence at the model's output, measured
+    by forward passes; or `curvature`, that price to second order, by the Fisher matrix of one backward pass.
     `even`: widths are the same in every block, as plain loaders want them.
     """
 
@@ -42,7 +43,7 @@ def allocator(name: str, *, needs: str | None = None, even: bool = False) -> Cal
 
     Args:
         name: what recipes call it.
-        needs: None, `scores`, `curves` or `damage`; see `Allocator`.
+        needs: None, `scores`, `curves`, `damage` or `curvature`; see `Allocator`.
         even: whether its widths are the same in every block.
     """
     if needs is not None and needs not in MEASURES:

@@ -18,7 +18,7 @@ def uniform(sites: Sequence[Site], budget: Budget) -> tuple[Counts, int]:
     return next(uniform_plans(sites, budget))
 
 
-@allocator("split", needs="damage", even=True)
+@allocator("split", needs="curvature", even=True)
 def split(sites: Sequence[Site], budget: Budget, damage: Measured) -> tuple[Counts, int]:
     """The same number of units everywhere, divided between attention and FFN so that summed damage is least.
 

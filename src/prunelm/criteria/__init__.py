@@ -12,7 +12,7 @@ from ..moments import Moments
 from ..registry import Registry
 from ..sites import Site
 
-NEEDS = frozenset({"consumer", "gram", "producer", "similarity", "gradients"})
+NEEDS = frozenset({"consumer", "gram", "producer", "similarity", "gradients", "fisher"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,14 @@ class Statistics:
 
     `consumer`: moments of the consumer's input (at least the diagonal); `producer`: full moments of the producers'
     common input; `similarity`: the Jensen-Shannon matrix of the heads; `gradients`: of the dense model's loss, by the
-    path of the layer. None where no criterion asked for it.
+    path of the layer; `fisher`: how the model's output answers to the consumer's. None where no criterion asked for it.
     """
 
     consumer: Moments | None = None
     producer: Moments | None = None
     similarity: Float[Tensor, "head head"] | None = None
     gradients: Mapping[str, Gradient] | None = None
+    fisher: Float[Tensor, "out out"] | None = None
     seed: int = 0
 
 
@@ -64,7 +65,7 @@ def criterion(
     Args:
         name: what recipes call it.
         needs: which of `consumer` (diagonal moments of the consumer's input), `gram` (full ones), `producer`,
-            `similarity` and `gradients` it reads; a function of its options where that depends.
+            `similarity`, `gradients` and `fisher` it reads; a function of its options where that depends.
         curve: whether the sorted scores are the module's relative error once that many units went.
     """
 

@@ -1,0 +1,48 @@
+"""A journal gives back what was made before, survives a cut line, and refuses to serve another search."""
+
+import pytest
+
+from prunelm.errors import CalibrationError
+from prunelm.journal import Journal
+
+
+def _never():
+    raise AssertionError("made twice")
+
+
+def test_entries_are_made_once(tmp_path):
+    path = tmp_path / "search.jsonl"
+    first = Journal(path, {"seed": 1})
+    assert [first.entry(lambda n=n: {"n": n}) for n in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    again = Journal(path, {"seed": 1})
+    assert [again.entry(_never) for _ in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert again.entry(lambda: {"n": 3}) == {"n": 3}
+    assert len(path.read_text().splitlines()) == 5
+
+
+def test_a_line_cut_by_an_interrupt_is_dropped(tmp_path):
+    path = tmp_path / "search.jsonl"
+    journal = Journal(path)
+    journal.entry(lambda: {"n": 0})
+    with path.open("a") as opened:
+        opened.write('{"n": 1, "pla')
+    again = Journal(path)
+    assert again.entry(_never) == {"n": 0}
+    assert again.entry(lambda: {"n": "new"}) == {"n": "new"}
+    assert Journal(path).entry(_never) == {"n": 0}
+
+
+def test_another_search_and_damage_are_named(tmp_path):
+    path = tmp_path / "search.jsonl"
+    Journal(path, {"seed": 1, "model": "a"})
+    with pytest.raises(CalibrationError, match=r"the journal of another search \(model, seed differ\)"):
+        Journal(path, {"seed": 2, "model": "b"})
+    path.write_text('{"format": 1}\nnot json\n{"n": 1}\n')
+    with pytest.raises(CalibrationError, match="line 2 is damaged"):
+        Journal(path)
+
+
+def test_without_a_path_nothing_is_kept():
+    journal = Journal()
+    assert journal.entry(lambda: {"n": 0}) == {"n": 0}
+    assert journal.path is None
