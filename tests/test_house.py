@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress"},
     {"registry"},
-    {"sites", "moments", "solver", "elimination"},
+    {"sites", "moments", "solver", "elimination", "exchange"},
     {"stream", "plan", "architectures", "stock"},
     {"similarity", "data", "speed", "knapsack", "biases", "gradients", "journal"},
     {"fisher"},

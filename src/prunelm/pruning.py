@@ -23,7 +23,7 @@ from .progress import Progress, silent
 from .reading import Reading, reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
-from .repairing import repaired
+from .repairing import Repaired, exchanged_units, repaired
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
 from .stream import BlockStream, release_memory
 from .survey import score, similarity_of
@@ -305,16 +305,16 @@ class _Work:
         entry |= {"units": site.n_units, "kept": len(kept)}
         if seen.consumer is not None:
             entry["removed_energy"] = removed_energy(site, seen.consumer, kept)
-        solved = self._repair(site, seen, original, kept) if self.repair is not None else None
+        solved = None
+        if self.repair is not None:
+            kept, solved = self._repair(site, seen, original, kept)
         narrow_(site, kept)
         if solved is not None:
-            set_weight_(site.consumer.layer, *solved)
+            set_weight_(site.consumer.layer, solved.weight, solved.bias)
         self.kept[site.key] = kept
 
-    def _repair(
-        self, site: Site, seen: Observed, original: nn.Module | None, kept: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The consumer's weight over its kept columns, and its bias."""
+    def _repair(self, site: Site, seen: Observed, original: nn.Module | None, kept: Tensor) -> tuple[Tensor, Repaired]:
+        """The consumer's weight over its kept columns, and its bias; with the kept units, some perhaps exchanged."""
         assert self.repair is not None
         assert seen.consumer is not None
         layer, share = site.consumer.layer, self.recipe.dense_share
@@ -330,15 +330,21 @@ class _Work:
                 through, at = original.get_submodule(exit_), (self.stream, self.dense, site.block)
                 pair = observe_pair(*at, exit_, batches, original=original, through=through, advance=False)
                 targets.append(pair.blended(weight, bias, share))
-        assert targets[0] is not None
-        columns = site.consumer.keep(kept)
-        found = repaired(self.repair, weight, bias, targets[0], targets[1], columns, ridge=self.recipe.ridge)
+        ridge, (fit, held) = self.recipe.ridge, targets
+        assert fit is not None
+        found = repaired(self.repair, weight, bias, fit, held, site.consumer.keep(kept), ridge=ridge)
+        if self.recipe.exchanges and site.key not in self.scores:
+            others, made = exchanged_units(site, seen.consumer, kept, limit=self.recipe.exchanges, ridge=ridge)
+            other = repaired(self.repair, weight, bias, fit, held, site.consumer.keep(others), ridge=ridge)
+            better = other.error < found.error
+            self.report[site.key]["exchanged"] = made if better else 0
+            kept, found = (others, other) if better else (kept, found)
         self.report[site.key] |= {
             "repair": found.how,
             "ridge": found.ridge,
             "held_out_errors" if self.read.held else "errors": found.errors,
         }
-        return found.weight, found.bias
+        return kept, found
 
     def _similarity(self, site: Site) -> Tensor | None:
         return similarity_of(self.stream, self.read.fit, site, self.recipe, self.read.needs[site.name])

@@ -54,6 +54,7 @@ class Recipe:
         reconstruction: what is done to a module's dense weights before it is scored.
         ridge: pull towards the present weights, relative to the mean diagonal of the second moment (refits) or to
             each channel's own energy (repairs, where held-out tokens move it by factors of ten).
+        exchanges: kept units that a repair may exchange for removed ones in each site, where held-out tokens like it.
         bias: give consumers a bias, for repairs to use, where the family's config can say so (Llama: `attention_bias`,
             `mlp_bias`); layers that have one use it anyway.
         held_out: share of the calibration sequences that judges repairs and takes no part in them; 0 judges nothing.
@@ -91,6 +92,7 @@ class Recipe:
     order: str = "sequential"
     reconstruction: str = "none"
     ridge: float = 0.01
+    exchanges: int = 0
     bias: bool = False
     held_out: float = 0.0
     dense_share: float = 0.0
@@ -124,6 +126,7 @@ class Recipe:
             ("fisher_tokens", 1),
             ("candidates", 1),
             ("rounds", 0),
+            ("exchanges", 0),
             ("multiple_of", 0),
             ("similarity_sequences", 1),
             ("similarity_rows", 0),
@@ -160,6 +163,11 @@ class Recipe:
             raise RecipeError(
                 "order 'one-shot' sees no drift: use another reconstruction than a refit and dense_share 0, or order "
                 "'sequential'"
+            )
+        if self.exchanges and (stage != "repair" or not self.held_out):
+            raise RecipeError(
+                "exchanges lower the error that a repair leaves, and held-out tokens decide: they need a "
+                "reconstruction such as 'least-squares', and held_out above 0"
             )
         for scoring in (self.attention, self.ffn):
             _check_options(scoring)

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .moments import CrossMoments
+from .exchange import exchanged
+from .moments import CrossMoments, Moments
 from .reconstructions import RECONSTRUCTIONS, Layer, Reconstruction
+from .sites import Site, bias_of, weight_of
+from .solver import energy_damping
 
 LEAST, MOST = 1e-6, 1e2
 """Ridges that the search for the best one does not leave."""
@@ -24,6 +28,21 @@ class Repaired:
     how: str
     ridge: float
     errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """Of the layer itself."""
+        return self.errors[self.how]
+
+
+def exchanged_units(
+    site: Site, moments: Moments, kept: Int[Tensor, " kept"], *, limit: int, ridge: float
+) -> tuple[Int[Tensor, " kept"], int]:
+    """The kept units of a site after at most `limit` exchanges that lower its refitted error, and how many it took."""
+    second = moments.second_moment if bias_of(site.consumer.layer) is None else moments.covariance
+    second += torch.diag(energy_damping(second, ridge))
+    weight = weight_of(site.consumer.layer).detach()
+    return exchanged(weight, second, site.consumer.index, kept, limit=limit, strata=site.strata)
 
 
 def repaired(

@@ -263,6 +263,7 @@ def test_an_evened_recipe_gives_equal_widths():
         ({"rounds": -1}, "rounds must be at least 0"),
         ({"recipe": "obs", "rounds": 3}, "rounds refine widths that differ between blocks"),
         ({"held_out": 0.0}, "held_out must be above 0"),
+        ({"recipe": "obs", "exchanges": 5, "held_out": 0.0}, "exchanges lower the error that a repair leaves"),
         ({"fisher_tokens": 0}, "fisher_tokens must be at least 1"),
         ({"ffn": {"criterion": "obs", "metric": "loss"}}, "metric must be module or output, got 'loss'"),
         ({"ffn": {"criterion": "obs", "shrink": 2.0}}, r"shrink must be in \[0, 1\], got 2.0"),

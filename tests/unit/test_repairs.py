@@ -54,6 +54,23 @@ def test_allocating_recipes_meet_their_budget(family, recipe):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_exchanges_are_made_where_held_out_tokens_like_them(family):
+    """From random units, so that there is something to win."""
+    kept, shifts = [], []
+    for exchanges in (0, 20):
+        model = tiny_model(family)
+        changes = {"criterion": "random", "exchanges": exchanges, "held_out": 0.25}
+        report = prune_(model, _calibration(model, 40), _recipe(**changes))
+        kept.append({key: len(units) for key, units in report.plan.kept.items()})
+        shifts.append(_shift(model, tiny_model(family)))
+        made = [site.get("exchanged", 0) for site in report.sites.values()]
+        assert (sum(made) > 0) == (exchanges > 0)
+        assert max(made) <= exchanges
+    assert kept[0] == kept[1]
+    assert shifts[1] < shifts[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_repair_reports_what_it_was_chosen_from(family):
     model = tiny_model(family)
     report = prune_(model, _calibration(model), _recipe(ridge=0.1, held_out=0.25))
