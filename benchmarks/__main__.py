@@ -1,4 +1,7 @@
-"""`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON."""
+"""`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON.
+
+`python -m benchmarks quality` measures all recipes at five sizes, and writes the page.
+"""
 
 import os
 import sys
@@ -23,8 +26,9 @@ def main(words: list[str]) -> int:
     if words[:1] == ["table"]:
         table.write()
         return 0
+    words = ["run", "frontier"] if words == ["quality"] else words
     if words[:1] != ["run"] or set(words[1:]) - set(RUNS):
-        print(f"usage: python -m benchmarks run [{' '.join(RUNS)}] | table", file=sys.stderr)
+        print(f"usage: python -m benchmarks run [{' '.join(RUNS)}] | quality | table", file=sys.stderr)
         return 2
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()

@@ -9,10 +9,12 @@ tiny-gpt2: calibrated on C4, evaluated on the C4 documents left out.
 
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from prunelm.demo import model_file
+from prunelm.depth import block_influence, drop_blocks_
 from prunelm.evaluation import evaluate
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.pruning import prune_
@@ -25,6 +27,7 @@ C4 = DATA / "text" / "c4_calibration.jsonl"
 WIKITEXT = DATA / "text" / "wikitext2_raw_test.txt"
 RECIPES = ("random", "l1", "l2", "wanda-sp", "goa", "goa-data-free", "goa-budget")
 SPARSITIES = (0.1, 0.2, 0.3)
+SHORTGPT = "shortgpt (whole blocks)"
 FRONTIER = (
     "best",
     "best-uniform",
@@ -35,6 +38,7 @@ FRONTIER = (
     "taylor-first",
     "taylor-second",
     "sensitivity",
+    SHORTGPT,
 )
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)
 
@@ -63,6 +67,10 @@ def frontier() -> None:
         measure("frontier", "dense", lambda: _cells(dense, None, [], texts, **options))
         for sparsity in FRONTIER_SPARSITIES:
             for name in FRONTIER:
+                if name == SHORTGPT:
+                    shorter = lambda s=sparsity: _shorter(dense, s, documents, texts, **options)  # noqa: E731
+                    measure("frontier", f"{name} {sparsity}", shorter)
+                    continue
                 recipe = Recipe.load(name, sparsity=sparsity, samples=128, length=512)
                 measure(
                     "frontier",
@@ -143,6 +151,28 @@ def _small_cases() -> list[tuple[str, dict[str, Any]]]:
         ("goa-budget", {}),
         ("goa-budget", heads_too),
     ]
+
+
+def _shorter(
+    model: Path, sparsity: float, documents: list[str], texts: dict[str, Path], **options: Any
+) -> dict[str, Any]:
+    """Drop the blocks of least influence, as many as are that share of all, and evaluate on some texts."""
+    source = find_model(model)
+    tokenizer, pruned = load_tokenizer(source), load_model(source)
+    recipe = Recipe.load("obs", samples=128, length=512)
+    calibration, _ = calibration_batches(pruned, tokenizer, recipe, documents, name="benchmark text")
+    start, before = time.perf_counter(), pruned.num_parameters()
+    influence = block_influence(pruned, calibration.batches)
+    gone = sorted(influence.argsort()[: round(sparsity * len(influence))].tolist())
+    drop_blocks_(pruned, gone)
+    return {
+        "dropped": gone,
+        "parameters": pruned.num_parameters(),
+        "removed": before - pruned.num_parameters(),
+        "seconds": time.perf_counter() - start,
+        "calibration": calibration.facts,
+        "evaluation": {name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()},
+    }
 
 
 def _cell(model: Path, recipe: Recipe | None, documents: list[str], text: Path, **options: Any) -> dict[str, Any]:
