@@ -22,7 +22,7 @@ LAYERS = [
     {"job", "reading", "rehearsal", "card", "loading", "verify", "evaluation", "search"},
     {"sensitivity"},
     {"survey", "descent"},
-    {"allocation"},
+    {"allocation", "consumer_repair"},
     {"pruning", "matching"},
     {"checkpoint", "family", "testing"},
     {"calibration"},

@@ -81,7 +81,7 @@ def look(
         DataError: the output is judged, and no sequence is held out.
     """
     needs = ALLOCATORS[recipe.allocator].needs
-    divergence = Divergence(stream, read.priced(recipe)) if recipe.judges_output else None
+    divergence = Divergence(stream, read.priced(recipe)) if recipe.judges_plans else None
     searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
         stream,

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .allocation import Outlook, allocated, look
+from .consumer_repair import ConsumerRepair
 from .criteria import CRITERIA, Statistics
 from .data import Batches
 from .gradients import Derivatives
 from .job import Job, prepare_
 from .journal import Journal
-from .moments import CrossMoments, Moments
+from .moments import Moments
 from .observation import Observed, first_producer, observe, observe_pair
 from .plan import Budget, Plan, prunable, top_units
 from .progress import Progress, silent
 from .reading import Reading, reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
-from .repairing import Repaired, exchanged_units, repaired
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
 from .stream import BlockStream, release_memory
 from .survey import score, similarity_of
@@ -215,12 +215,12 @@ class _Work:
         self.drifted = False
         chosen = RECONSTRUCTIONS[recipe.reconstruction]
         self.refit = chosen if chosen.stage == "refit" else None
-        self.repair = chosen if chosen.stage == "repair" else None
         self.read = read
         self.scores, self.derivatives = scores, derivatives
         self.stream = stream
-        two_streams = self.refit is not None or (self.repair is not None and recipe.dense_share > 0)
-        self.dense = self.stream.fork() if two_streams else None
+        targets = chosen.stage == "repair" and (recipe.dense_share > 0 or recipe.choose_share)
+        self.dense = self.stream.fork() if self.refit is not None or targets else None
+        self.repair = ConsumerRepair(chosen, stream, self.dense, read, recipe) if chosen.stage == "repair" else None
 
     def block_(self, i: int, sites: Sequence[Site], *, advance: bool) -> None:
         """Prune the sites of block `i` and carry the streams through it."""
@@ -307,44 +307,13 @@ class _Work:
             entry["removed_energy"] = removed_energy(site, seen.consumer, kept)
         solved = None
         if self.repair is not None:
-            kept, solved = self._repair(site, seen, original, kept)
+            before = original if self.drifted else None
+            kept, solved, said = self.repair(site, seen, kept, original=before, fixed=site.key in self.scores)
+            entry |= said
         narrow_(site, kept)
         if solved is not None:
             set_weight_(site.consumer.layer, solved.weight, solved.bias)
         self.kept[site.key] = kept
-
-    def _repair(self, site: Site, seen: Observed, original: nn.Module | None, kept: Tensor) -> tuple[Tensor, Repaired]:
-        """The consumer's weight over its kept columns, and its bias; with the kept units, some perhaps exchanged."""
-        assert self.repair is not None
-        assert seen.consumer is not None
-        layer, share = site.consumer.layer, self.recipe.dense_share
-        weight, bias = weight_of(layer), bias_of(layer)
-        exit_ = site.spec.consumer[0]
-        targets: list[CrossMoments | None] = []
-        for batches, moments in ((self.read.fit, seen.consumer), (self.read.held, seen.held)):
-            if moments is None:
-                targets.append(None)
-            elif original is None or not self.drifted or self.dense is None:
-                targets.append(CrossMoments.of_layer(moments, weight, bias))
-            else:
-                through, at = original.get_submodule(exit_), (self.stream, self.dense, site.block)
-                pair = observe_pair(*at, exit_, batches, original=original, through=through, advance=False)
-                targets.append(pair.blended(weight, bias, share))
-        ridge, (fit, held) = self.recipe.ridge, targets
-        assert fit is not None
-        found = repaired(self.repair, weight, bias, fit, held, site.consumer.keep(kept), ridge=ridge)
-        if self.recipe.exchanges and site.key not in self.scores:
-            others, made = exchanged_units(site, seen.consumer, kept, limit=self.recipe.exchanges, ridge=ridge)
-            other = repaired(self.repair, weight, bias, fit, held, site.consumer.keep(others), ridge=ridge)
-            better = other.error < found.error
-            self.report[site.key]["exchanged"] = made if better else 0
-            kept, found = (others, other) if better else (kept, found)
-        self.report[site.key] |= {
-            "repair": found.how,
-            "ridge": found.ridge,
-            "held_out_errors" if self.read.held else "errors": found.errors,
-        }
-        return kept, found
 
     def _similarity(self, site: Site) -> Tensor | None:
         return similarity_of(self.stream, self.read.fit, site, self.recipe, self.read.needs[site.name])

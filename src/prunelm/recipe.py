@@ -60,6 +60,8 @@ class Recipe:
         held_out: share of the calibration sequences that judges repairs and takes no part in them; 0 judges nothing.
         dense_share: of a repair's target, what the dense model gives on its own inputs; the rest is what the present
             weights give on the inputs behind the pruned prefix.
+        choose_share: try 0, 1/4, 1/2 and 1 for `dense_share` in every site, and keep what brings the model's output
+            nearest to the dense one on held-out tokens.
         price_tokens: held-out tokens on which allocators that look at the output measure it.
         fisher_tokens: calibration tokens that Fisher matrices are taken from.
         candidates: plans with equal widths that `split` measures on `price_tokens`; 1 takes the one expected best.
@@ -96,6 +98,7 @@ class Recipe:
     bias: bool = False
     held_out: float = 0.0
     dense_share: float = 0.0
+    choose_share: bool = False
     price_tokens: int = 2048
     fisher_tokens: int = 16_384
     candidates: int = 1
@@ -145,8 +148,8 @@ class Recipe:
         chosen = ALLOCATORS[self.allocator]
         if self.judges_output and not self.held_out:
             raise RecipeError(
-                f"allocator {self.allocator!r} and its search measure plans on held-out tokens: held_out must be above "
-                "0, as in 0.125"
+                f"allocator {self.allocator!r}, rounds, candidates and choose_share measure on held-out tokens: "
+                "held_out must be above 0, as in 0.125"
             )
         if self.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
             raise RecipeError(
@@ -159,10 +162,15 @@ class Recipe:
                 "prunelm.load), or use allocator 'split' or 'uniform'"
             )
         stage = RECONSTRUCTIONS[self.reconstruction].stage
-        if self.order == "one-shot" and (stage == "refit" or self.dense_share):
+        if self.order == "one-shot" and (stage == "refit" or self.dense_share or self.choose_share):
             raise RecipeError(
-                "order 'one-shot' sees no drift: use another reconstruction than a refit and dense_share 0, or order "
-                "'sequential'"
+                "order 'one-shot' sees no drift: use another reconstruction than a refit, dense_share 0 and no "
+                "choose_share, or order 'sequential'"
+            )
+        if self.choose_share and (stage != "repair" or self.dense_share):
+            raise RecipeError(
+                "choose_share chooses the target of a repair: it needs a reconstruction such as 'least-squares', and "
+                f"takes no dense_share, which is {self.dense_share}"
             )
         if self.exchanges and (stage != "repair" or not self.held_out):
             raise RecipeError(
@@ -182,11 +190,16 @@ class Recipe:
         return dataclasses.replace(self, **even)  # type: ignore[arg-type]
 
     @property
-    def judges_output(self) -> bool:
-        """Whether the divergence of the model's output is measured on held-out tokens."""
+    def judges_plans(self) -> bool:
+        """Whether plans are judged by the divergence of the model's output on held-out tokens."""
         chosen = ALLOCATORS[self.allocator]
         tries = chosen.even and chosen.needs is not None and self.candidates > 1
         return chosen.needs == "damage" or tries or self.rounds > 0
+
+    @property
+    def judges_output(self) -> bool:
+        """Whether that divergence is measured for anything."""
+        return self.judges_plans or self.choose_share
 
     @property
     def reads_fisher(self) -> bool:

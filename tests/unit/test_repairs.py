@@ -71,6 +71,19 @@ def test_exchanges_are_made_where_held_out_tokens_like_them(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_share_of_dense_targets_is_what_the_output_likes(family):
+    model = tiny_model(family, num_hidden_layers=3)
+    report = prune_(model, _calibration(model, 40), _recipe(choose_share=True, price_tokens=48))
+    chosen = [site for site in report.sites.values() if "dense_share" in site]
+    assert len(chosen) == sum(site["kept"] < site["units"] for site in report.sites.values()) - 1
+    for site in chosen:
+        assert set(site["divergences"]) == {0.0, 0.25, 0.5, 1.0}
+        assert site["divergences"][site["dense_share"]] == min(site["divergences"].values())
+    assert len({tuple(site["divergences"].values()) for site in chosen}) == len(chosen)
+    json.dumps(report.sites)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_repair_reports_what_it_was_chosen_from(family):
     model = tiny_model(family)
     report = prune_(model, _calibration(model), _recipe(ridge=0.1, held_out=0.25))
