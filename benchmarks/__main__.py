@@ -9,13 +9,14 @@ import warnings
 
 from transformers.utils import logging
 
-from . import overhead, quality, table
+from . import overhead, quality, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
     "frontier": quality.frontier,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
+    "zero-shot": zero_shot.main,
     "overhead-time": overhead.times,
     "overhead": overhead.main,
 }

@@ -61,7 +61,7 @@ def frontier() -> None:
     documents = c4_part(0, 90)
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
-        dense = _dequantized(Path(scratch) / "dense")
+        dense = dequantized(Path(scratch) / "dense")
         c4 = _written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))
         texts = {"WikiText-2": WIKITEXT, "C4": c4}
         measure("frontier", "dense", lambda: _cells(dense, None, [], texts, **options))
@@ -91,7 +91,7 @@ def smollm2() -> None:
     documents = c4_documents(held_out=False)
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
-        dense = _dequantized(Path(scratch) / "dense")
+        dense = dequantized(Path(scratch) / "dense")
         measure("smollm2", "dense", lambda: _cell(dense, None, [], WIKITEXT, **options))
         for name in reversed(RECIPES):
             for sparsity in SPARSITIES:
@@ -104,7 +104,7 @@ def smollm2() -> None:
                 )
 
 
-def _dequantized(folder: Path) -> Path:
+def dequantized(folder: Path) -> Path:
     """SmolLM2 as a float32 folder, which opens much faster than its GGUF file and computes the same."""
     source = find_model(model_file())
     load_model(source).save_pretrained(folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES
 from .record import read
+from .zero_shot import TASKS
 
 STATISTICS = "one block's statistics"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -24,6 +25,7 @@ def write() -> None:
         HEAD,
         *_smollm2(read("smollm2")),
         *_frontier(read("frontier")),
+        *_zero_shot(read("zero-shot")),
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
         *_overhead(read("overhead")),
@@ -83,7 +85,7 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
         f"perplexity: {stated}. Cells: perplexity, and e = ln(perplexity / dense) in parentheses; seconds of the "
-        "whole prune.",
+        "whole prune, on one or two cores and mostly beside other work: no comparison.",
         "",
         _row(["recipe", *(f"{s:.0%}, {t}" for s in sizes for t in texts), *(f"seconds at {s:.0%}" for s in sizes)]),
         _row(["---"] * (1 + len(sizes) * (len(texts) + 1))),
@@ -98,6 +100,27 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
                 cells.append(f"{value:.2f} ({error:.3f})" if value else "not run")
         seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
         lines.append(_row([recipe, *cells, *seconds]))
+    return [*lines, ""]
+
+
+def _zero_shot(entries: Mapping[str, Any]) -> list[str]:
+    """Accuracies of the cells measured so far, each with its standard error."""
+    if not entries:
+        return []
+    rows = next(iter(entries.values()))["rows"]
+    lines = [
+        "## SmolLM2-135M-Instruct: zero-shot accuracy",
+        "",
+        f"lm-eval 0.4.13, no examples given, the first {rows} rows of each task; normalized accuracy, LAMBADA plain; "
+        "± is the standard error. Pruned as above.",
+        "",
+        _row(["", *(task.removeprefix("local_") for task in TASKS), "mean"]),
+        _row(["---"] * (len(TASKS) + 2)),
+    ]
+    for cell, entry in entries.items():
+        found = [entry["tasks"][task] for task in TASKS]
+        mean = sum(task["value"] for task in found) / len(found)
+        lines.append(_row([cell, *(f"{t['value']:.1%} ± {t['error']:.1%}" for t in found), f"{mean:.1%}"]))
     return [*lines, ""]
 
 

@@ -128,7 +128,7 @@ class _View:
     def damage(self, state: _State) -> Damage:
         """The expected change of the divergence at every option of the trust region; the others cost infinitely much.
 
-        Both are computed at the ends of the region only, and joined by parabolas.
+        What the gradient and the curvature expect is computed at the ends of the region, and joined by parabolas.
         """
         slopes, found = self.slopes(state.removed), Damage()
         for site in self.sites:
