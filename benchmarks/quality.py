@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from prunelm.demo import model_file
 from prunelm.depth import block_influence, drop_blocks_
 from prunelm.evaluation import evaluate
@@ -67,15 +69,13 @@ def frontier() -> None:
         measure("frontier", "dense", lambda: _cells(dense, None, [], texts, **options))
         for sparsity in FRONTIER_SPARSITIES:
             for name in FRONTIER:
-                if name == SHORTGPT:
-                    shorter = lambda s=sparsity: _shorter(dense, s, documents, texts, **options)  # noqa: E731
-                    measure("frontier", f"{name} {sparsity}", shorter)
-                    continue
-                recipe = Recipe.load(name, sparsity=sparsity, samples=128, length=512)
+                sizes: dict[str, Any] = {"sparsity": sparsity, "samples": 128, "length": 512}
+                run, calibrated_as = (_shorter, "obs") if name == SHORTGPT else (_cells, name)
+                recipe = Recipe.load(calibrated_as, **sizes)
                 measure(
                     "frontier",
                     f"{name} {sparsity}",
-                    lambda r=recipe: _cells(dense, r, documents, texts, **options),
+                    lambda r=recipe, run=run: run(dense, r, documents, texts, **options),
                 )
 
 
@@ -154,16 +154,15 @@ def _small_cases() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _shorter(
-    model: Path, sparsity: float, documents: list[str], texts: dict[str, Path], **options: Any
+    model: Path, recipe: Recipe, documents: list[str], texts: dict[str, Path], **options: Any
 ) -> dict[str, Any]:
-    """Drop the blocks of least influence, as many as are that share of all, and evaluate on some texts."""
+    """Drop the blocks of least influence, as many as the recipe's sparsity is of all, and evaluate on some texts."""
     source = find_model(model)
     tokenizer, pruned = load_tokenizer(source), load_model(source)
-    recipe = Recipe.load("obs", samples=128, length=512)
     calibration, _ = calibration_batches(pruned, tokenizer, recipe, documents, name="benchmark text")
     start, before = time.perf_counter(), pruned.num_parameters()
     influence = block_influence(pruned, calibration.batches)
-    gone = sorted(influence.argsort()[: round(sparsity * len(influence))].tolist())
+    gone = sorted(influence.argsort()[: round(recipe.sparsity * len(influence))].tolist())
     drop_blocks_(pruned, gone)
     return {
         "dropped": gone,
@@ -185,21 +184,31 @@ def _cells(
     model: Path, recipe: Recipe | None, documents: list[str], texts: dict[str, Path], **options: Any
 ) -> dict[str, Any]:
     """Prune in memory and evaluate on some texts."""
+    pruned, tokenizer, entry = pruned_by(recipe, model, documents)
+    return {
+        **entry,
+        "evaluation": {name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()},
+    }
+
+
+def pruned_by(
+    recipe: Recipe | None, model: Path, documents: list[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, dict[str, Any]]:
+    """The model as a recipe leaves it (as it is, without one), its tokenizer, and what is recorded of the pruning."""
     source = find_model(model)
     tokenizer, pruned = load_tokenizer(source), load_model(source)
-    entry: dict[str, Any] = {}
-    if recipe is not None:
-        read = documents if recipe.calibration == "text" else None
-        calibration, refit = calibration_batches(pruned, tokenizer, recipe, read, name="benchmark text")
-        report = prune_(pruned, calibration, recipe, refit=refit)
-        entry = {
-            "recipe": recipe.to_dict(),
-            "parameters": report.parameters_after,
-            "share_of_blocks": report.sparsity_of_blocks,
-            "seconds": report.seconds,
-            "calibration": report.calibration,
-            "kept": {key: site["kept"] for key, site in report.sites.items()},
-            "notes": report.notes,
-        }
-    found = {name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()}
-    return {**entry, "evaluation": found}
+    if recipe is None:
+        return pruned, tokenizer, {}
+    read = documents if recipe.calibration == "text" else None
+    calibration, refit = calibration_batches(pruned, tokenizer, recipe, read, name="benchmark text")
+    report = prune_(pruned, calibration, recipe, refit=refit)
+    entry = {
+        "recipe": recipe.to_dict(),
+        "parameters": report.parameters_after,
+        "share_of_blocks": report.sparsity_of_blocks,
+        "seconds": report.seconds,
+        "calibration": report.calibration,
+        "kept": {key: site["kept"] for key, site in report.sites.items()},
+        "notes": report.notes,
+    }
+    return pruned, tokenizer, entry

@@ -11,12 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelm.loading import find_model, load_model, load_tokenizer
-from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
-from prunelm.workflow import calibration_batches
 
-from .quality import C4, c4_part, dequantized
+from .quality import C4, c4_part, dequantized, pruned_by
 from .record import DATA, measure, needed
 
 TASKS = {
@@ -56,13 +53,7 @@ def _installed() -> bool:
 
 def _cell(folder: Path, recipe: Recipe | None, documents: list[str]) -> dict[str, Any]:
     """Accuracies, and their standard errors, of the model or of what a recipe makes of it."""
-    source = find_model(folder)
-    tokenizer, model = load_tokenizer(source), load_model(source)
-    entry: dict[str, Any] = {}
-    if recipe is not None:
-        calibration, refit = calibration_batches(model, tokenizer, recipe, documents, name="benchmark text")
-        report = prune_(model, calibration, recipe, refit=refit)
-        entry = {"recipe": recipe.to_dict(), "share_of_blocks": report.sparsity_of_blocks}
+    model, tokenizer, entry = pruned_by(recipe, folder, documents)
     assert tokenizer is not None
     return {**entry, "rows": ROWS, "tasks": accuracies(model, tokenizer, ROWS)}
 

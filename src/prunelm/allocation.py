@@ -21,7 +21,7 @@ from .reading import Reading, reading
 from .recipe import Recipe
 from .rehearsal import Rehearsal
 from .search import Found, pick
-from .sensitivity import Divergence
+from .sensitivity import Divergence, rehearsed
 from .stream import BlockStream
 from .survey import Survey, repair_of, survey
 
@@ -118,9 +118,8 @@ def _searched(
     with Rehearsal(job.sites, found.scores, found.moments, repair_of(recipe), recipe.ridge) as rehearsal:
 
         def judge(counts: Mapping[str, int]) -> float:
-            rehearsal.apply({site.key: site.n_units - counts[site.key] for site in job.sites})
             rehearsal.forget()
-            return divergence.measure(0, divergence.entering)
+            return rehearsed({s.key: s.n_units - counts[s.key] for s in job.sites}, rehearsal, divergence)
 
         if ALLOCATORS[recipe.allocator].even:
             plans = list(uniform_plans(job.sites, job.budget))

@@ -4,9 +4,9 @@ from collections.abc import Collection
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .sites import Site, bias_of, find_sites, weight_of
+from .sites import Site, bias_of, configs_of, find_sites, weight_of
 
 
 def missing_biases(model: PreTrainedModel, names: Collection[str]) -> tuple[list[Site], list[str]]:
@@ -44,7 +44,5 @@ def remove_biases_(model: PreTrainedModel, sites: Collection[Site]) -> None:
 
 def _set_flag_(model: PreTrainedModel, flag: str, value: bool) -> None:
     """Set a config flag in the model's config and in those of its own that blocks may have."""
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            setattr(config, flag, value)
+    for config in configs_of(model):
+        setattr(config, flag, value)

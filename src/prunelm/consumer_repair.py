@@ -12,6 +12,7 @@ from .observation import Observed, observe_pair
 from .reading import Reading
 from .recipe import Recipe
 from .reconstructions import Reconstruction
+from .rehearsal import copied, put_, widened
 from .repairing import Repaired, exchanged_units, repaired
 from .sensitivity import Divergence
 from .sites import Site, bias_of, weight_of
@@ -93,14 +94,9 @@ class ConsumerRepair:
     def _divergence(self, site: Site, kept: Int[Tensor, " kept"], layer: Repaired) -> float:
         """The divergence of the model with this consumer, the blocks behind it being dense still."""
         assert self.divergence is not None
-        weight, bias = weight_of(site.consumer.layer), bias_of(site.consumer.layer)
-        old, old_bias = weight.clone(), None if bias is None else bias.clone()
-        weight.zero_()
-        weight[:, site.consumer.keep(kept)] = layer.weight
-        if bias is not None and layer.bias is not None:
-            bias.copy_(layer.bias)
+        consumer, columns = site.consumer.layer, site.consumer.keep(kept)
+        old = copied(consumer)
+        put_(consumer, widened(layer.weight, columns, old[0]), layer.bias)
         found = self.divergence.measure(site.block, [self.stream.hidden[b] for b in self.divergence.batches])
-        weight.copy_(old)
-        if bias is not None and old_bias is not None:
-            bias.copy_(old_bias)
+        put_(consumer, *old)
         return found

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .errors import BudgetError
-from .sites import find_blocks
+from .sites import configs_of, find_blocks
 from .stream import Batch, BlockStream
 
 
@@ -49,7 +49,7 @@ def drop_blocks_(model: PreTrainedModel, drop: Collection[int]) -> None:
     kept = [i for i in range(n) if i not in set(drop)]
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks[i] for i in kept))
-    for config in _configs(model):
+    for config in configs_of(model):
         for key, value in vars(config).items():
             if isinstance(value, list) and len(value) == n:
                 setattr(config, key, [value[i] for i in kept])
@@ -58,9 +58,3 @@ def drop_blocks_(model: PreTrainedModel, drop: Collection[int]) -> None:
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = now  # type: ignore[assignment]
-
-
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Every config object that the model and its modules hold, once each."""
-    found = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
-    return list(found.values())

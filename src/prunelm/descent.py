@@ -25,7 +25,7 @@ from .plan import Budget, Counts
 from .progress import Progress, silent
 from .rehearsal import Rehearsal
 from .search import Found
-from .sensitivity import Divergence
+from .sensitivity import Divergence, rehearsed
 from .sites import Site
 
 TRUST = 1 / 8
@@ -77,7 +77,7 @@ def descend(
     """
     journal = journal or Journal()
     removed = {site.key: site.n_units - start[0][site.key] for site in sites}
-    first = journal.entry(lambda: {"divergence": _measured(removed, rehearsal, divergence)})["divergence"]
+    first = journal.entry(lambda: {"divergence": rehearsed(removed, rehearsal, divergence)})["divergence"]
     state, tried = _State(removed=removed, divergence=first, step=start[1]), 1
     view = _View(sites, budget, rehearsal, divergence, _fisher_at(removed, rehearsal, divergence, sites, seed))
     for n in range(rounds):
@@ -165,7 +165,7 @@ def _round(view: _View, state: _State) -> _State:
     if removed == state.removed:
         return replace(state, trust=state.trust / 2)
     hoped = sum(float(damage[key][view.options[key].index(n)]) for key, n in removed.items())
-    now = _measured(removed, view.rehearsal, view.divergence)
+    now = rehearsed(removed, view.rehearsal, view.divergence)
     change, trust = now - state.divergence, state.trust
     if change >= POOR * hoped:
         trust /= 2
@@ -183,11 +183,6 @@ def _fisher_at(
     rehearsal.apply(removed)
     batches = [divergence.stream.batches[b] for b in divergence.batches]
     return output_fisher(divergence.stream.model, batches, sites, seed=seed)
-
-
-def _measured(removed: Mapping[str, int], rehearsal: Rehearsal, divergence: Divergence) -> float:
-    rehearsal.apply(removed)
-    return divergence.measure(0, divergence.entering)
 
 
 def _implied(view: _View, state: _State, curves: Mapping[str, Float[Tensor, " count"]]) -> dict[str, float]:

@@ -40,14 +40,15 @@ def exchanged(
 
     Source: the local search of arXiv 2403.12983 (OSSCAR), here by sweeps; derived.
     """
-    cross = weight.to(second) @ second
-    table = torch.cat([torch.cat([second, cross.T], 1), torch.cat([cross, cross @ weight.to(second).T], 1)])
+    weight = weight.to(second)
+    cross = weight @ second
+    table = torch.cat([torch.cat([second, cross.T], 1), torch.cat([cross, cross @ weight.T], 1)])
     output = torch.arange(len(second), len(table), device=second.device)
     inside = torch.zeros(len(units), dtype=torch.bool, device=second.device)
     inside[kept] = True
     table = _swept(table, units[inside].flatten())
     stratum = torch.arange(len(units), device=second.device) // (len(units) // strata)
-    least = LEAST_GAIN * float(((weight.to(second) @ second) * weight).sum())
+    least = LEAST_GAIN * float((cross * weight).sum())
     made = 0
     while made < limit and not bool(inside.all()):
         gains = torch.where(inside, -torch.inf, _worth(table, units, output))

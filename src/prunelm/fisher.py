@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from .errors import CalibrationError
 from .gradients import differentiable, sequences_of
 from .sites import Site, weight_of
-from .stream import Batch, prediction
+from .stream import Batch, prediction, real_rows
 
 
 def output_fisher(
@@ -36,12 +36,12 @@ def output_fisher(
 
     Source: arXiv 1503.05671 (Kronecker factors of the Fisher matrix); the use is ours.
     """
-    # Weights of the first block alone collect gradients: that makes autograd pass all the others' outputs.
     generator = torch.Generator().manual_seed(seed)
-    found = {s.key: torch.zeros(len(weight_of(s.consumer.layer)), dtype=torch.float64) for s in sites}
-    found = {key: zero.new_zeros(len(zero), len(zero)) for key, zero in found.items()}
+    outputs = {site.key: len(weight_of(site.consumer.layer)) for site in sites}
+    found = {key: torch.zeros(n, n, dtype=torch.float64) for key, n in outputs.items()}
     rows = 0
     handles = [site.consumer.layer.register_forward_hook(_adder(found[site.key])) for site in sites]
+    # Weights of the first block alone collect gradients: that makes autograd pass all the others' outputs.
     first = min(site.block for site in sites)
     try:
         with differentiable(model, [site.consumer.layer for site in sites if site.block == first]):
@@ -66,11 +66,7 @@ def drawn_loss(model: PreTrainedModel, batch: Batch, generator: torch.Generator)
     For a model that predicts nothing, the sum of its last hidden state with random signs, scaled so that the square
     of a change of it is what the divergence between hidden states is.
     """
-    output = prediction(model(**batch))
-    if output.dim() == 3:
-        mask = batch.get("attention_mask")
-        output = output.flatten(0, 1) if mask is None else output[mask.bool()]
-    output = output.float()
+    output = real_rows(prediction(model(**batch)), batch.get("attention_mask")).float()
     if predicts(model):
         with torch.no_grad():
             labels = torch.multinomial(output.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(output.device)

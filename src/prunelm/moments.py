@@ -53,6 +53,10 @@ class Moments:
         """E[a a^T] - E[a] E[a]^T; needs the full Gram matrix."""
         return self.second_moment.addr_(self.mean, self.mean, alpha=-1)
 
+    def fitted(self, bias: Tensor | None) -> Float[Tensor, "channel channel"]:
+        """What a layer is fitted on: the covariance where it has a bias, which takes up the mean; else E[a a^T]."""
+        return self.second_moment if bias is None else self.covariance
+
     def _whole(self) -> Float[Tensor, "channel channel"]:
         if not self.full:
             raise ValueError("these moments hold only the diagonal of the Gram matrix")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from .allocation import Outlook, allocated, look
 from .consumer_repair import ConsumerRepair
-from .criteria import CRITERIA, Statistics
+from .criteria import CRITERIA
 from .data import Batches
 from .gradients import Derivatives
 from .job import Job, prepare_
@@ -291,15 +291,7 @@ class _Work:
         if scores is None:
             if similarity is None:
                 similarity = self._similarity(site)
-            statistics = Statistics(
-                consumer=seen.consumer,
-                producer=seen.producer,
-                similarity=similarity,
-                gradients=self.derivatives.gradients,
-                fisher=self.derivatives.fisher.get(site.key),
-                seed=self.recipe.seed,
-            )
-            scores = score(site, statistics, self.recipe)
+            scores = score(site, seen, similarity, self.derivatives, self.recipe)
         kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)
         entry = self.report.setdefault(site.key, {})
         entry |= {"units": site.n_units, "kept": len(kept)}

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from .moments import CrossMoments, Moments
 from .plan import top_units
@@ -37,8 +37,7 @@ class Rehearsal:
     @torch.no_grad()
     def __enter__(self) -> "Rehearsal":
         for key, site in self.sites.items():
-            weight, bias = weight_of(site.consumer.layer), bias_of(site.consumer.layer)
-            self._solved[key, 0] = weight.detach().clone(), None if bias is None else bias.detach().clone()
+            self._solved[key, 0] = copied(site.consumer.layer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,9 +52,7 @@ class Rehearsal:
             columns = site.consumer.keep(top_units(self.scores[key], site.n_units - removed, site.strata))
             moments = CrossMoments.of_layer(self.moments[key], weight, bias)
             narrow, new_bias = self.repair(weight, bias, moments, columns, ridge=self.ridge)
-            whole = torch.zeros_like(weight)
-            whole[:, columns] = narrow.to(whole)
-            self._solved[key, removed] = whole, new_bias
+            self._solved[key, removed] = widened(narrow, columns, weight), new_bias
         return self._solved[key, removed]
 
     @torch.no_grad()
@@ -64,14 +61,33 @@ class Rehearsal:
         for key, count in removed.items():
             if self.now[key] == count:
                 continue
-            weight, bias = self.layer(key, count)
-            layer = self.sites[key].consumer.layer
-            weight_of(layer).copy_(weight)
-            own = bias_of(layer)
-            if own is not None and bias is not None:
-                own.copy_(bias)
+            put_(self.sites[key].consumer.layer, *self.layer(key, count))
             self.now[key] = count
 
     def forget(self) -> None:
         """Drop all solved layers but those in use and the dense ones."""
         self._solved = {(key, n): layer for (key, n), layer in self._solved.items() if n in (0, self.now[key])}
+
+
+def copied(layer: nn.Module) -> Layer:
+    """A copy of a layer's weight and bias."""
+    weight, bias = weight_of(layer), bias_of(layer)
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
+def widened(
+    narrow: Float[Tensor, "out kept"], columns: Int[Tensor, " kept"], like: Float[Tensor, "out channel"]
+) -> Float[Tensor, "out channel"]:
+    """A weight over all channels that computes what `narrow` computes from the kept ones: zero in all other columns."""
+    whole = torch.zeros_like(like)
+    whole[:, columns] = narrow.to(whole)
+    return whole
+
+
+@torch.no_grad()
+def put_(layer: nn.Module, weight: Float[Tensor, "out channel"], bias: Float[Tensor, " out"] | None) -> None:
+    """Copy a weight, and a bias where the layer has one and one is given, into a layer."""
+    weight_of(layer).copy_(weight)
+    own = bias_of(layer)
+    if own is not None and bias is not None:
+        own.copy_(bias)

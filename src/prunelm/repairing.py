@@ -39,7 +39,7 @@ def exchanged_units(
     site: Site, moments: Moments, kept: Int[Tensor, " kept"], *, limit: int, ridge: float
 ) -> tuple[Int[Tensor, " kept"], int]:
     """The kept units of a site after at most `limit` exchanges that lower its refitted error, and how many it took."""
-    second = moments.second_moment if bias_of(site.consumer.layer) is None else moments.covariance
+    second = moments.fitted(bias_of(site.consumer.layer))
     second += torch.diag(energy_damping(second, ridge))
     weight = weight_of(site.consumer.layer).detach()
     return exchanged(weight, second, site.consumer.index, kept, limit=limit, strata=site.strata)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,7 @@ from .plan import Budget
 from .reconstructions import Reconstruction
 from .rehearsal import Rehearsal
 from .sites import Site, weight_of
-from .stream import BlockStream, prediction
+from .stream import BlockStream, prediction, real_rows
 
 LEVELS = (0.25, 0.6)
 """Shares of a site's units at which its price is measured; sites with few options are measured at all of them."""
@@ -81,7 +81,7 @@ class Divergence:
             for b in self.batches:
                 batch, dense, at = self.stream.batches[b], self.dense[b], 0
                 for one in sequences_of(batch):
-                    rows = self._rows(_real_rows(prediction(model(**one)), one.get("attention_mask")))
+                    rows = self._rows(real_rows(prediction(model(**one)), one.get("attention_mask")))
                     torch.autograd.backward(self._summed(rows, dense[at : at + len(rows)]))
                     at += len(rows)
                     for key, layer in layers.items():
@@ -98,13 +98,6 @@ class Divergence:
         return (now - dense).square().sum() / self.energy
 
 
-def _real_rows(output: Tensor, mask: Tensor | None) -> Tensor:
-    """The rows of a model's output that are tokens, not padding; those of a classifier as they are."""
-    if output.dim() != 3:
-        return output
-    return output.flatten(0, 1) if mask is None else output[mask.bool()]
-
-
 @contextlib.contextmanager
 def repaired_in_place(
     site: Site, scores: Float[Tensor, " unit"], moments: Moments, removed: int, repair: Reconstruction, ridge: float
@@ -113,6 +106,12 @@ def repaired_in_place(
     with Rehearsal([site], {site.key: scores}, {site.key: moments}, repair, ridge) as rehearsal:
         rehearsal.apply({site.key: removed})
         yield
+
+
+def rehearsed(removed: Mapping[str, int], rehearsal: Rehearsal, divergence: Divergence) -> float:
+    """The divergence of the model once a rehearsal has removed this many units of each site."""
+    rehearsal.apply(removed)
+    return divergence.measure(0, divergence.entering)
 
 
 def damage_of(

@@ -185,6 +185,12 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return f"{prefix}.{architecture.blocks}".lstrip("."), blocks
 
 
+def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config object that the model and its modules hold, once each."""
+    found = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
+    return list(found.values())
+
+
 def architecture_of(config: PreTrainedConfig) -> Architecture:
     """The architecture data for a config.
 

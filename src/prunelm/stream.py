@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .sites import find_blocks
+from .sites import configs_of, find_blocks
 
 Batch = Mapping[str, Tensor]
 _C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
@@ -145,15 +145,15 @@ class BlockStream:
 @contextlib.contextmanager
 def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     """While open, every block computes attention with this implementation."""
-    configs = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    for config in configs.values():
+    configs = configs_of(model)
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
         config._attn_implementation = name
     try:
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation = own
 
 
 def release_memory() -> None:
@@ -167,6 +167,13 @@ def prediction(result: Any) -> Tensor:
     """A model's logits, or the last hidden state of a model without a head."""
     found: Tensor = result.logits if "logits" in result else result.last_hidden_state
     return found
+
+
+def real_rows(output: Tensor, mask: Tensor | None) -> Float[Tensor, "row _"]:
+    """The rows of a model's output that are tokens, not padding; those of a classifier as they are."""
+    if output.dim() != 3:
+        return output
+    return output.flatten(0, 1) if mask is None else output[mask.bool()]
 
 
 def _pass_on(*args: Any, **kwargs: Any) -> Tensor:

@@ -12,7 +12,7 @@ from .errors import CalibrationError
 from .gradients import Derivatives
 from .job import Job
 from .moments import Moments
-from .observation import observe
+from .observation import Observed, observe
 from .plan import Budget
 from .progress import Progress
 from .recipe import Recipe
@@ -91,15 +91,7 @@ def survey(
         wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
         seen = observe(stream, i, sites, wanted, measured, advance=i < last)
         for site in sites:
-            statistics = Statistics(
-                consumer=seen[site.key].consumer,
-                producer=seen[site.key].producer,
-                similarity=similar[site.key],
-                gradients=derivatives.gradients,
-                fisher=derivatives.fisher.get(site.key),
-                seed=recipe.seed,
-            )
-            scores = score(site, statistics, recipe)
+            scores = score(site, seen[site.key], similar[site.key], derivatives, recipe)
             found.scores[site.key] = scores
             found.curves[site.key] = _curve(site, scores, recipe)
             moments = seen[site.key].consumer
@@ -121,12 +113,22 @@ def repair_of(recipe: Recipe) -> Reconstruction:
     return chosen if chosen.stage == "repair" else RECONSTRUCTIONS["none"]
 
 
-def score(site: Site, statistics: Statistics, recipe: Recipe) -> Float[Tensor, " unit"]:
-    """The criterion's scores of one site.
+def score(
+    site: Site, seen: Observed, similarity: Tensor | None, derivatives: Derivatives, recipe: Recipe
+) -> Float[Tensor, " unit"]:
+    """The criterion's scores of one site, from all that was seen of it.
 
     Raises:
         CalibrationError: not one finite number per unit.
     """
+    statistics = Statistics(
+        consumer=seen.consumer,
+        producer=seen.producer,
+        similarity=similarity,
+        gradients=derivatives.gradients,
+        fisher=derivatives.fisher.get(site.key),
+        seed=recipe.seed,
+    )
     scoring = recipe.scoring(site.name)
     scores = CRITERIA[scoring.criterion](site, statistics, **scoring.options)
     if scores.shape != (site.n_units,) or not bool(torch.isfinite(scores).all()):
@@ -169,7 +171,7 @@ def _curve(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Float[
 def _curvature(site: Site, fisher: Float[Tensor, "out out"], moments: Moments) -> float:
     """1/2 tr(G W C W^T): what losing all of the module's output would cost, if cost were quadratic."""
     weight = weight_of(site.consumer.layer).double()
-    second = moments.second_moment if bias_of(site.consumer.layer) is None else moments.covariance
+    second = moments.fitted(bias_of(site.consumer.layer))
     return float(((fisher @ weight) * (weight @ second)).sum() / 2)
 
 

@@ -45,7 +45,7 @@ def obs(
     if metric == "output":
         assert statistics.fisher is not None
         weight = _root(statistics.fisher, shrink).T @ weight
-    second = moments.second_moment if bias_of(site.consumer.layer) is None else moments.covariance
+    second = moments.fitted(bias_of(site.consumer.layer))
     damped = second + torch.diag(energy_damping(second, ridge))
     order, costs = eliminate(weight, damped, site.consumer.index, strata=site.strata)
     scores = torch.empty_like(costs)
