@@ -11,11 +11,17 @@ from transformers import PreTrainedModel
 from .allocators import ALLOCATORS
 from .allocators.uniform import summed, uniform_plans
 from .data import Batches
+from .depth import block_influence
 from .descent import descend
+from .errors import DataError
 from .gradients import Derivatives
 from .job import Job, decide
 from .journal import Journal
 from .knapsack import knapsack
+from .losses import objective
+from .policy import Policy
+from .policy_search import search
+from .probable import most_probable
 from .progress import Progress
 from .reading import Reading, reading
 from .recipe import Recipe
@@ -81,6 +87,8 @@ def look(
         DataError: the output is judged, and no sequence is held out.
     """
     needs = ALLOCATORS[recipe.allocator].needs
+    if recipe.policy is not None:
+        return _by_policy(stream, read, recipe, job, recipe.policy, derivatives, journal, progress)
     divergence = Divergence(stream, read.priced(recipe)) if recipe.judges_plans else None
     searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
@@ -101,6 +109,46 @@ def look(
     note += f" -> {best.divergence:.4f}" if best.divergence < best.start else "; none was better than the first"
     found.moments.clear()
     return Outlook(survey=found, prices=best.prices, chosen=best, notes=[note])
+
+
+def _by_policy(
+    stream: BlockStream,
+    read: Reading,
+    recipe: Recipe,
+    job: Job,
+    policy: Policy,
+    derivatives: Derivatives,
+    journal: Journal | None,
+    progress: Progress,
+) -> Outlook:
+    """Scores of units whose order a policy search found, from a start by the recipe's criteria."""
+    model = stream.model
+    if not read.judging.batches:
+        raise DataError(
+            f"{read.sequences} calibration sequences leave none to hold out, and a policy is judged on some: at least "
+            f"{round(1 / recipe.held_out)} are needed. Give more text, --samples or --held-out."
+        )
+    loss, held = (
+        objective(recipe.loss, model, batches, unlabeled="kl", seed=recipe.seed)
+        for batches in (read.fitted, read.judging)
+    )
+    if policy.layers == "block":
+        influence = block_influence(model, [stream.batches[b] for b in read.fit])
+        metric = {site.key: influence[site.block].expand(site.n_units) for site in job.sites}
+    else:
+        metric = survey(
+            stream,
+            read.fit,
+            recipe,
+            job,
+            read.needs,
+            divergence=None,
+            keep=False,
+            derivatives=derivatives,
+            progress=progress,
+        ).scores
+    found = search(model, job, metric, policy, loss, held, seed=recipe.seed, journal=journal, progress=progress)
+    return Outlook(survey=Survey(scores=found.scores), notes=found.notes)
 
 
 def _searched(
@@ -145,9 +193,12 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
     Raises:
         BudgetError: the sites cannot lose that much, or blocks would differ where a stock config says one number.
     """
-    if job.counts is not None:
-        return job
     notes = [*job.notes, *outlook.notes]
+    if job.counts is not None:
+        return replace(job, notes=notes)
+    if recipe.policy is not None:
+        counts, step = most_probable(job.sites, job.budget, outlook.survey.scores, recipe.policy)
+        return replace(job, counts=counts, step=step, notes=notes)
     chosen = outlook.chosen
     if chosen is not None and chosen.target == job.budget.target and not job.budget.floor:
         return replace(job, counts=chosen.counts, step=chosen.step, notes=notes)

@@ -37,6 +37,8 @@ DECIDES = (
     "price_tokens",
     "fisher_tokens",
     "rounds",
+    "loss",
+    "policy",
     "samples",
     "length",
     "seed",

@@ -24,7 +24,7 @@ from .card import model_card
 from .errors import CheckpointError
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
 from .pruning import Report
-from .sites import architecture_of, find_sites
+from .sites import architecture_of, find_sites, gone_sites
 from .stock import stock_config
 from .stream import prediction
 
@@ -167,6 +167,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
             "share_of_model": round(report.sparsity_of_model, 6),
         },
         "sites": {key: {**entry, "kept": report.plan.kept[key].tolist()} for key, entry in report.sites.items()},
+        **({"dropped_blocks": report.dropped_blocks} if report.dropped_blocks else {}),
         "widths": widths(model),
         "calibration": report.calibration,
         "notes": report.notes,
@@ -256,6 +257,8 @@ def _per_layer(model: PreTrainedModel, report: Report) -> dict[str, dict[str, in
         for name, value in site.config_values(site.n_units).items():
             if getattr(model.config, name, None) != value and name != "head_dim":
                 layers.setdefault(str(site.block), {})[name] = value
+    for key, spec in gone_sites(model).items():
+        layers.setdefault(key.split(".")[0], {}).update(dict.fromkeys(spec.config_fields, 0))
     return layers
 
 

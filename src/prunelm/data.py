@@ -23,11 +23,23 @@ BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
+class Masking:
+    """The token that hides another, and those that are never hidden."""
+
+    token: int
+    special: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Token batches and the facts about them that every result must carry."""
+    """Token batches and the facts about them that every result must carry.
+
+    A batch may hold `labels`, one a sequence; `masking` is the tokenizer's, where it has a mask token.
+    """
 
     batches: list[Batch]
     facts: dict[str, Any]
+    masking: Masking | None = None
 
     @property
     def tokens(self) -> int:
@@ -40,7 +52,7 @@ class Batches:
         With share 0, or fewer than two sequences, nothing is left out.
         """
         if share == 0 or sum(len(batch["input_ids"]) for batch in self.batches) < 2:
-            return self, Batches(batches=[], facts={"tokens": 0, "sequences": 0})
+            return self, Batches(batches=[], facts={"tokens": 0, "sequences": 0}, masking=self.masking)
         every, start = max(2, round(1 / share)), 0
         parts: tuple[list[Batch], list[Batch]] = ([], [])
         for batch in self.batches:
@@ -50,7 +62,7 @@ class Batches:
             for mine, rows in zip(parts, (~last, last), strict=True):
                 if bool(rows.any()):
                     mine.append({name: value[rows] for name, value in batch.items()})
-        fit, held = (Batches(batches=_joined(part), facts=_counts(part)) for part in parts)
+        fit, held = (Batches(batches=_joined(p), facts=_counts(p), masking=self.masking) for p in parts)
         return fit, held
 
 
@@ -164,12 +176,13 @@ def sample_batches(
     length: int,
     seed: int,
     causal: bool,
+    labels: Sequence[int] | None = None,
     batch_size: int | None = None,
 ) -> Batches:
     """Seeded random sequences of the documents, for calibration.
 
     Causal models get windows of `length` tokens cut from the documents joined by a blank line; encoders get whole
-    documents with their special tokens, cut at `length` and padded.
+    documents with their special tokens, cut at `length` and padded, with their labels where these are given.
 
     Raises:
         DataError: the text does not fill one window, or `length` is more than the model can read.
@@ -190,8 +203,28 @@ def sample_batches(
         batches = _stack([windows[i] for i in chosen], batch_size)
     else:
         batches = padded_batches(order[:samples], tokenizer, length, batch_size)
+        if labels is not None:
+            batches = _labeled(batches, labels, seed)
     check_ids(config, batches)
-    return Batches(batches=batches, facts=describe(batches, tokenizer, length=length, seed=seed))
+    facts = describe(batches, tokenizer, length=length, seed=seed)
+    return Batches(batches=batches, facts=facts, masking=masking_of(tokenizer))
+
+
+def masking_of(tokenizer: PreTrainedTokenizerBase) -> Masking | None:
+    """How a tokenizer hides tokens, or None where it has no mask token."""
+    token = getattr(tokenizer, "mask_token_id", None)
+    return None if token is None else Masking(token=token, special=frozenset(tokenizer.all_special_ids))
+
+
+def _labeled(batches: Sequence[Batch], labels: Sequence[int], seed: int) -> list[Batch]:
+    """The batches with the labels of their sequences, which were shuffled with this seed."""
+    order, at, found = list(labels), 0, list[Batch]()
+    random.Random(seed).shuffle(order)
+    for batch in batches:
+        rows = len(batch["input_ids"])
+        found.append({**batch, "labels": torch.tensor(order[at : at + rows])})
+        at += rows
+    return found
 
 
 def check_length(config: PreTrainedConfig, length: int) -> None:

@@ -28,6 +28,7 @@ from .data import (
 from .errors import DataError, EvaluationError
 from .progress import Progress, silent
 from .stream import Batch
+from .tasks import task_of
 
 MASKED_SHARE = 0.15
 ENCODER_BATCH = 32
@@ -75,15 +76,6 @@ class _Sums:
         if not self.compared:
             return {"kl": None, "top1": None}
         return {"kl": self.kl / self.compared, "top1": self.same / self.compared}
-
-
-def task_of(model: PreTrainedModel) -> str:
-    """What a model is evaluated by: `causal`, `masked`, `classifier` or `embedding`, read off its class."""
-    name = type(model).__name__
-    for ending, task in (("ForSequenceClassification", "classifier"), ("ForMaskedLM", "masked")):
-        if name.endswith(ending):
-            return task
-    return "causal" if model.can_generate() else "embedding"
 
 
 @torch.no_grad()

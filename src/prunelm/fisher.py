@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from .errors import CalibrationError
 from .gradients import differentiable, sequences_of
+from .losses import drawn_loss
 from .sites import Site, weight_of
-from .stream import Batch, prediction, real_rows
+from .stream import Batch
 
 
 def output_fisher(
@@ -58,27 +58,6 @@ def output_fisher(
         if not bool(torch.isfinite(matrix).all()):
             raise CalibrationError(f"{key}: its gradient is not finite. Try --dtype float32 or another checkpoint.")
     return {key: matrix / max(rows, 1) for key, matrix in found.items()}
-
-
-def drawn_loss(model: PreTrainedModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-    """Sum of -log p(y) over the rows of a batch, with y drawn from p, and how many rows there are.
-
-    For a model that predicts nothing, the sum of its last hidden state with random signs, scaled so that the square
-    of a change of it is what the divergence between hidden states is.
-    """
-    output = real_rows(prediction(model(**batch)), batch.get("attention_mask")).float()
-    if predicts(model):
-        with torch.no_grad():
-            labels = torch.multinomial(output.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(output.device)
-        return cross_entropy(output, labels, reduction="sum"), len(output)
-    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-    scale = (2 / output.detach().square().mean(0).sum().clamp_min(1e-30)).sqrt()
-    return scale * (signs * output).sum(), len(output)
-
-
-def predicts(model: PreTrainedModel) -> bool:
-    """Whether the model's output are logits."""
-    return model.get_output_embeddings() is not None or hasattr(model, "classifier")
 
 
 def _adder(total: Tensor) -> Any:

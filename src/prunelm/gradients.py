@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .errors import CalibrationError, UnsupportedModelError
+from .errors import CalibrationError
+from .losses import next_token_loss
 from .sites import Site, weight_of
 from .stream import Batch
 
@@ -65,20 +66,6 @@ def gradient_of(layer: nn.Module) -> Float[Tensor, "out into"] | None:
     if not isinstance(found, Tensor):
         return None
     return found.T if isinstance(layer, Conv1D) else found
-
-
-def next_token_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean next-token loss of a batch, in nats.
-
-    Raises:
-        UnsupportedModelError: the model predicts no next token.
-    """
-    if not model.can_generate():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} predicts no next token, which criteria that read gradients need. Use another."
-        )
-    loss: Tensor = model(**batch, labels=batch["input_ids"], use_cache=False).loss
-    return loss
 
 
 def collect(

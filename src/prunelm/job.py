@@ -11,6 +11,7 @@ from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError
 from .knapsack import least_step
 from .plan import Budget, Counts, prunable
+from .probable import check_block_budget
 from .recipe import Recipe
 from .sites import Site, by_block, find_sites
 from .stock import stock_config
@@ -51,7 +52,8 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int]
     blocks = recipe.block_range(len(by_block(everything)))
     notes = []
     chosen = [s for s in everything if s.name in recipe.sites and s.block in blocks]
-    fixed = sorted({s.name for s in chosen if not s.spec.stock and not recipe.per_block})
+    free = recipe.per_block or recipe.drops_blocks
+    fixed = sorted({s.name for s in chosen if not s.spec.stock and not free})
     if fixed:
         chosen = [s for s in chosen if s.name not in fixed]
         notes.append(
@@ -75,12 +77,15 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int]
         min_units=recipe.min_units,
         attention_share=recipe.attention_share,
         floor=floor or {},
-        legal=(lambda _site, _kept: True) if recipe.per_block else _legal(model),
+        legal=_runs(model) if free else _legal(model),
     )
     job = Job(everything=everything, sites=chosen, budget=budget, counts=None, step=0, prunable=total, notes=notes)
-    if ALLOCATORS[recipe.allocator].needs is None:
+    if ALLOCATORS[recipe.allocator].needs is None and not recipe.searches_widths:
         return decide(job, recipe)
-    least_step(chosen, budget)
+    if recipe.drops_blocks:
+        check_block_budget(model, chosen, budget)
+    else:
+        least_step(chosen, budget)
     return job
 
 
@@ -129,6 +134,16 @@ def _check_uniform(sites: list[Site], counts: Counts) -> None:
                 f"blocks would keep from {min(widths)} to {max(widths)} units of {name}, and a stock config says one "
                 "number for all. Say --per-block (opens with prunelm.load), or use --allocator uniform on all blocks."
             )
+
+
+def _runs(model: PreTrainedModel) -> Callable[[Site, int], bool]:
+    """Whether a model whose blocks may differ still generates with this many kept units of a site.
+
+    Its cache is asked how long it is at the first attention of each type, which must therefore stay.
+    """
+    kinds = getattr(model.config, "layer_types", None) or ["full_attention"]
+    anchors = {kinds.index(kind) for kind in set(kinds)} if model.can_generate() else set()
+    return lambda site, kept: kept > 0 or site.spec.probabilities is None or site.block not in anchors
 
 
 def _legal(model: PreTrainedModel) -> Callable[[Site, int], bool]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
-from .sites import find_sites, narrow_
+from .sites import SiteSpec, find_sites, gone_sites, narrow_
 
 FORMAT = 1
 PLAN_FILE = "pruning.json"
@@ -81,8 +81,8 @@ class Source:
 def _check_widths(path: Path, widths: Any) -> None:
     sites = widths.values() if isinstance(widths, dict) else [None]
     for sizes in sites:
-        if not isinstance(sizes, dict) or not all(isinstance(n, int) and n > 0 for n in sizes.values()):
-            raise CheckpointError(f"{path}: widths must hold whole numbers above 0 per site; the file is damaged")
+        if not isinstance(sizes, dict) or not all(isinstance(n, int) and n >= 0 for n in sizes.values()):
+            raise CheckpointError(f"{path}: widths must hold whole numbers from 0 up per site; the file is damaged")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -241,7 +241,9 @@ def _unmapped(folder: Path) -> dict[str, Any] | None:
     if not all(file.is_file() for file in files):
         return None
     opened: list[Any] = [safe_open(file, framework="pt", backend="pread") for file in files]
-    return {key: file.get_slice(key) for file in opened for key in file.keys()}  # noqa: SIM118
+    slices = {key: (file, file.get_slice(key)) for file in opened for key in file.keys()}  # noqa: SIM118
+    # A slice of a tensor without elements, as a sublayer without units has them, cannot be read.
+    return {key: part if all(part.get_shape()) else file.get_tensor(key) for key, (file, part) in slices.items()}
 
 
 def _generation_config(folder: Path) -> transformers.GenerationConfig | None:
@@ -316,16 +318,21 @@ def widths(model: PreTrainedModel) -> dict[str, dict[str, int]]:
     found = {}
     for site in find_sites(model):
         measures = site.measures(site.n_units)
-        names = ("units",) if site.spec.probabilities is None else ("kv_heads", "queries")
-        found[site.key] = {name: measures[name] for name in names}
-    return found
+        found[site.key] = {name: measures[name] for name in _sizes(site.spec)}
+    return found | {key: dict.fromkeys(_sizes(spec), 0) for key, spec in gone_sites(model).items()}
+
+
+def _sizes(spec: SiteSpec) -> tuple[str, ...]:
+    return ("units",) if spec.probabilities is None else ("kv_heads", "queries")
 
 
 def narrow_to_(model: PreTrainedModel, wanted: Mapping[str, Mapping[str, int]]) -> None:
     """Narrow a dense model to some widths, keeping whichever units; the right weights are read afterwards."""
     for unit, names in (("group", ("units", "kv_heads")), ("query", ("queries",))):
         for key in [site.key for site in find_sites(model, unit)]:
-            site = next(s for s in find_sites(model, unit) if s.key == key)
+            site = next((s for s in find_sites(model, unit) if s.key == key), None)
+            if site is None:
+                continue
             kept = next((wanted[key][name] for name in names if key in wanted and name in wanted[key]), site.n_units)
             if kept < site.n_units:
                 narrow_(site, _evenly(site.n_units, kept, site.strata))

@@ -106,6 +106,8 @@ class Plan:
             kept = self.kept.get(site.key)
             if kept is None:
                 continue
+            if len(kept) == 0 and not budget.min_units:
+                continue
             if len(kept) == 0 or not bool((kept.diff() > 0).all()) or int(kept[-1]) >= site.n_units:
                 raise BudgetError(f"{site.key}: kept units must be sorted, unique, and below {site.n_units}")
         removed = self.removed(sites)

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ from .allocation import Outlook, allocated, look
 from .consumer_repair import ConsumerRepair
 from .criteria import CRITERIA
 from .data import Batches
+from .depth import drop_blocks_
+from .errors import BudgetError
 from .gradients import Derivatives
 from .job import Job, prepare_
 from .journal import Journal
 from .moments import Moments
 from .observation import Observed, first_producer, observe, observe_pair
 from .plan import Budget, Plan, prunable, top_units
+from .probable import least_probable_blocks
 from .progress import Progress, silent
 from .reading import Reading, reading
 from .recipe import Recipe
@@ -33,7 +36,8 @@ from .survey import score, similarity_of
 class Report:
     """What was done to a model, in numbers.
 
-    `added`: bias parameters that the recipe asked for, part of `parameters_after`. `sites`: per site the kept units out
+    `added`: bias parameters that the recipe asked for, part of `parameters_after`; `dropped_blocks`: those of the dense
+    model that went whole. `sites`: per site the kept units out
     of how many and the errors measured; `notes`: what a user must know.
     """
 
@@ -47,6 +51,7 @@ class Report:
     notes: list[str]
     seconds: float
     added: int = 0
+    dropped_blocks: list[int] = field(default_factory=list)
 
     @property
     def sparsity_of_blocks(self) -> float:
@@ -96,11 +101,15 @@ def prune_(
     derivatives = read.derivatives(model, job.sites, recipe) if outlook is None else Derivatives()
     stream = BlockStream(model, read.batches)
     seen = outlook
-    if seen is None and job.counts is None:
+    if seen is None and (job.counts is None or recipe.policy is not None):
         seen = look(stream.fork(), read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)
+    if seen is not None and recipe.drops_blocks:
+        return _without_blocks(model, job, seen, recipe, calibration, before, start)
     if seen is not None:
         job = allocated(job, recipe, seen)
-    work = _Work(stream, read, recipe, job, scores=outlook.survey.scores if outlook else {}, derivatives=derivatives)
+    # Scores from before keep the sizes of a family nested; those of a policy are what it decided.
+    scores = seen.survey.scores if seen is not None and (outlook is not None or recipe.policy is not None) else {}
+    work = _Work(stream, read, recipe, job, scores=scores, derivatives=derivatives)
     if seen is not None:
         work.report.update(seen.report())
     _carry_out_(work, progress)
@@ -164,6 +173,29 @@ def _carry_out_(work: "_Work", progress: Progress) -> None:
         work.block_(i, groups.get(i, []), advance=i < last)
     progress("pruning", last + 1, last + 1)
     Plan(work.kept).check(job.sites, job.budget, job.step)
+
+
+def _without_blocks(
+    model: PreTrainedModel, job: Job, seen: Outlook, recipe: Recipe, calibration: Batches, before: int, start: float
+) -> Report:
+    """Drop the blocks that a policy found least likely to stay."""
+    dropped, step = least_probable_blocks(model, job.sites, job.budget, seen.survey.scores)
+    drop_blocks_(model, dropped)
+    after = sum(p.numel() for p in model.parameters())
+    if not job.budget.target - step < before - after <= job.budget.target:
+        raise BudgetError(f"{before - after:,} parameters went, and the budget says {job.budget.target:,}")
+    return Report(
+        recipe=recipe,
+        plan=Plan({}),
+        sites={},
+        parameters_before=before,
+        parameters_after=after,
+        prunable=job.prunable,
+        calibration={"criterion": calibration.facts, "refit": calibration.facts},
+        notes=[*job.notes, *seen.notes],
+        seconds=time.perf_counter() - start,
+        dropped_blocks=dropped,
+    )
 
 
 def _reported(

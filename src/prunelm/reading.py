@@ -10,6 +10,7 @@ from .data import Batches
 from .errors import DataError, RecipeError
 from .fisher import output_fisher
 from .gradients import Derivatives, collect
+from .losses import objective, without_labels
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .sites import Site
@@ -18,7 +19,10 @@ from .stream import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Batches with the places of those to fit, held out and for refits, and the statistics needed per kind of site."""
+    """Batches with the places of those to fit, held out and for refits, and the statistics needed per kind of site.
+
+    `fitted` and `judging` are the batches to fit and those held out, with labels where there are any.
+    """
 
     batches: list[Batch]
     fit: range
@@ -26,6 +30,8 @@ class Reading:
     refit: range
     needs: dict[str, frozenset[str]]
     sequences: int
+    fitted: Batches
+    judging: Batches
 
     @property
     def places(self) -> dict[str, range]:
@@ -45,7 +51,8 @@ class Reading:
         by_output = [site for site in sites if "fisher" in self.needs[site.name]]
         found = Derivatives()
         if by_loss:
-            found = replace(found, gradients=collect(model, [self.batches[b] for b in self.fit], by_loss))
+            loss = objective(recipe.loss, model, self.fitted, unlabeled="drawn", seed=recipe.seed)
+            found = replace(found, gradients=collect(model, loss.batches, by_loss, loss))
         if by_output:
             some = [self.batches[b] for b in _up_to(self.batches, self.fit, recipe.fisher_tokens)]
             found = replace(found, fisher=output_fisher(model, some, by_output, seed=recipe.seed))
@@ -92,7 +99,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     stage = RECONSTRUCTIONS[recipe.reconstruction].stage
     judged = recipe.judges_output
     fit, held = calibration.split(recipe.held_out if stage == "repair" or judged else 0.0)
-    batches = [*fit.batches, *held.batches]
+    batches = [without_labels(batch) for batch in (*fit.batches, *held.batches)]
     first, second = range(len(fit.batches)), range(len(fit.batches), len(batches))
     third = first
     if refit is not None:
@@ -114,6 +121,8 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         refit=third,
         needs=needs,
         sequences=sum(len(batch["input_ids"]) for batch in calibration.batches),
+        fitted=fit,
+        judging=held,
     )
 
 

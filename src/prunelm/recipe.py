@@ -15,7 +15,9 @@ from typing import Any
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
 from .errors import RecipeError
+from .losses import LOSSES
 from .plan import check_sparsity
+from .policy import Policy
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
 
@@ -48,7 +50,7 @@ class Recipe:
         blocks: half-open range of blocks that may lose units, as in `4:-2`; `:` is all.
         blocks_from: the range applies to models with at least this many blocks; smaller ones use all.
         multiple_of: kept FFN channels are a multiple of this; 0 chooses 16 below 1B parameters, 128 above.
-        min_units: units that every site keeps at least.
+        min_units: units that every site keeps at least; 0 lets whole sublayers go, which needs `per_block`.
         attention, ffn: criterion and options for each kind of site.
         order: `sequential` (each site sees the already pruned prefix) or `one-shot` (statistics of the dense model).
         reconstruction: what is done to a module's dense weights before it is scored.
@@ -65,6 +67,9 @@ class Recipe:
         price_tokens: held-out tokens on which allocators that look at the output measure it.
         fisher_tokens: calibration tokens that Fisher matrices are taken from.
         candidates: plans with equal widths that `split` measures on `price_tokens`; 1 takes the one expected best.
+        loss: what gradients are of, and what a policy's masks are measured by: `next-token`, `masked-lm`, `task` (of
+            a classifier, on labeled text), `kl` (from the dense model), `drawn` (labels drawn by the model), or `auto`.
+        policy: a search over keep probabilities in place of the allocator's budgets and the criterion's order.
         rounds: plans that a descent measures on `price_tokens` to refine widths that differ between blocks; 0 takes
             the allocator's plan as it is.
         samples, length: calibration sequences and tokens in each.
@@ -103,6 +108,8 @@ class Recipe:
     fisher_tokens: int = 16_384
     candidates: int = 1
     rounds: int = 0
+    loss: str = "auto"
+    policy: Policy | None = None
     samples: int = 64
     length: int = 512
     calibration: str = "text"
@@ -121,10 +128,11 @@ class Recipe:
         _one_of(self, "order", ("sequential", "one-shot"))
         _one_of(self, "calibration", ("text", "self-generated"))
         _one_of(self, "covariance_text", ("same", "random-tokens"))
+        _one_of(self, "loss", LOSSES)
         for name, least in (
             ("samples", 1),
             ("length", 8),
-            ("min_units", 1),
+            ("min_units", 0),
             ("price_tokens", 1),
             ("fisher_tokens", 1),
             ("candidates", 1),
@@ -177,6 +185,8 @@ class Recipe:
                 "exchanges lower the error that a repair leaves, and held-out tokens decide: they need a "
                 "reconstruction such as 'least-squares', and held_out above 0"
             )
+        if self.policy is not None:
+            _check_policy(self, self.policy)
         for scoring in (self.attention, self.ffn):
             _check_options(scoring)
         self.block_range(1)
@@ -199,7 +209,17 @@ class Recipe:
     @property
     def judges_output(self) -> bool:
         """Whether that divergence is measured for anything."""
-        return self.judges_plans or self.choose_share
+        return self.judges_plans or self.choose_share or self.policy is not None
+
+    @property
+    def searches_widths(self) -> bool:
+        """Whether a policy, not the allocator, decides how many units stay where."""
+        return self.policy is not None and self.policy.pool != "block"
+
+    @property
+    def drops_blocks(self) -> bool:
+        """Whether whole blocks go, and nothing else."""
+        return self.policy is not None and self.policy.layers == "block"
 
     @property
     def reads_fisher(self) -> bool:
@@ -253,6 +273,8 @@ class Recipe:
         for kind in ("attention", "ffn"):
             if kind in values:
                 values[kind] = _scoring(values[kind], f"{where}: [{kind}]")
+        if values.get("policy") is not None and not isinstance(values["policy"], Policy):
+            values["policy"] = Policy.from_dict(values["policy"], where)
         if isinstance(values.get("sites"), list):
             values["sites"] = tuple(values["sites"])
         return cls(**values)
@@ -310,6 +332,28 @@ def _scoring(value: Any, where: str) -> Scoring:
     if not isinstance(value, Mapping) or not isinstance(value.get("criterion"), str):
         raise RecipeError(f"{where} must be a table with a criterion, got {json.dumps(value, default=str)}")
     return Scoring(criterion=value["criterion"], options={k: v for k, v in value.items() if k != "criterion"})
+
+
+def _check_policy(recipe: Recipe, policy: Policy) -> None:
+    """Raise unless the rest of a recipe leaves its policy what it decides."""
+    if not recipe.held_out:
+        raise RecipeError("a policy is judged on held-out tokens: held_out must be above 0, as in 0.125")
+    if recipe.unit != "group":
+        raise RecipeError("a policy keeps or drops KV groups: unit must be 'group'")
+    if recipe.loss == "drawn":
+        raise RecipeError("loss 'drawn' is for gradients: a policy needs another, such as 'auto' or 'kl'")
+    if recipe.rounds or recipe.candidates > 1 or ALLOCATORS[recipe.allocator].needs is not None:
+        raise RecipeError("a policy searches by itself: use allocator 'uniform', rounds 0 and candidates 1 with it")
+    if policy.pool == "block" and policy.layers != "none":
+        raise RecipeError("policy: pool 'block' keeps the same share of every layer, so no whole layer can go")
+    if policy.layers == "block" and (recipe.per_block or recipe.reconstruction != "none"):
+        raise RecipeError("policy: dropped blocks leave nothing to repair or narrow: no reconstruction, no per_block")
+    if policy.layers == "sublayer" and recipe.min_units:
+        raise RecipeError("policy: a sublayer can only go whole where min_units is 0")
+    if policy.pool != "block" and policy.layers != "block" and not recipe.per_block:
+        raise RecipeError(
+            "a policy gives blocks different widths: it needs per_block (opens with prunelm.load), or pool 'block'"
+        )
 
 
 def _check_options(scoring: Scoring) -> None:

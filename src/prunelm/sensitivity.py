@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from .fisher import predicts
 from .gradients import differentiable, gradient_of, sequences_of
+from .losses import predicts
 from .moments import Moments
 from .plan import Budget
 from .reconstructions import Reconstruction

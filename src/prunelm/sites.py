@@ -5,6 +5,7 @@ shrink when a unit goes: *producers* lose output rows, the one *consumer* loses 
 """
 
 import copy
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,8 +230,20 @@ def find_sites(model: PreTrainedModel, unit: str = "group") -> list[Site]:
     sites = []
     for i, block in enumerate(blocks):
         config = block_config(block, model.config)
-        sites += [_site(f"{prefix}.{i}", block, i, spec, config, unit) for spec in architecture.sites]
+        specs = [spec for spec in architecture.sites if not _is_gone(spec, config)]
+        sites += [_site(f"{prefix}.{i}", block, i, spec, config, unit) for spec in specs]
     return sites
+
+
+def gone_sites(model: PreTrainedModel) -> dict[str, SiteSpec]:
+    """The sites, by key, that have lost all their units, and that `find_sites` therefore leaves out."""
+    configs = [block_config(block, model.config) for block in find_blocks(model)[1]]
+    specs = architecture_of(model.config).sites
+    return {f"{i}.{spec.name}": spec for i, c in enumerate(configs) for spec in specs if _is_gone(spec, c)}
+
+
+def _is_gone(spec: SiteSpec, config: PreTrainedConfig) -> bool:
+    return getattr(config, spec.count, None) == 0
 
 
 def block_config(block: nn.Module, default: PreTrainedConfig) -> PreTrainedConfig:
@@ -246,7 +259,7 @@ def _site(path: str, block: nn.Module, i: int, spec: SiteSpec, config: PreTraine
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    per_kv = heads // kv_heads
+    per_kv = heads // max(kv_heads, 1)
     grouped = "group" in spec.consumer[1]
     per_query = unit == "query" and grouped and per_kv > 1
     count = getattr(config, spec.count, None)
@@ -352,7 +365,8 @@ def narrow_(site: Site, kept: Int[Tensor, " kept"]) -> None:
     """Remove every unit of the site that is not in `kept`, in place; the model stays runnable.
 
     Slices producers' rows (and biases) and the consumer's columns, sets the attributes that the block's code reads,
-    and gives the block a config of its own with the new sizes. A `Site` found before is stale afterwards.
+    and gives the block a config of its own with the new sizes. A `Site` found before is stale afterwards. Without any
+    unit the consumer still gives its bias, and attention is not computed.
     """
     kept = kept.sort().values
     for slot in (*site.producers, site.consumer):
@@ -362,6 +376,10 @@ def narrow_(site: Site, kept: Int[Tensor, " kept"]) -> None:
         owner, _, name = path.rpartition(".")
         setattr(site.root.get_submodule(owner), name, measures[measure])
     _own_config_(site, measures)
+    if len(kept) == 0 and isinstance(site.consumer.layer, Conv1D):
+        site.consumer.layer.forward = types.MethodType(_gives_bias, site.consumer.layer)
+    if len(kept) == 0 and site.spec.probabilities is not None:
+        _stop_attending_(site.root.get_submodule(site.spec.probabilities), site.spec)
 
 
 def _slice_(slot: Slot, keep: Int[Tensor, " position"]) -> None:
@@ -379,6 +397,26 @@ def _slice_(slot: Slot, keep: Int[Tensor, " position"]) -> None:
         setattr(layer, "nf" if out else "nx", size)
     else:
         setattr(layer, "out_features" if out else "in_features", size)
+
+
+def _stop_attending_(attention: nn.Module, spec: SiteSpec) -> None:
+    """Let an attention module without heads give what its consumer makes of nothing: code for heads cannot."""
+    inside = f"{spec.probabilities}."
+    path = spec.consumer[0]
+    attention.empty_consumer = path.removeprefix(inside) if path.startswith(inside) else None  # type: ignore[assignment]
+    attention.forward = types.MethodType(_attends_to_nothing, attention)
+
+
+def _gives_bias(self: Conv1D, x: Tensor) -> Tensor:
+    """What a Conv1D gives for inputs without any channel, which its own code cannot reshape."""
+    bias: Tensor = self.bias
+    return bias.expand(*x.shape[:-1], -1)
+
+
+def _attends_to_nothing(self: nn.Module, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, None]:
+    nothing = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
+    consumer = getattr(self, "empty_consumer", None)
+    return (nothing if consumer is None else self.get_submodule(consumer)(nothing)), None
 
 
 def _own_config_(site: Site, measures: Mapping[str, int]) -> None:

@@ -66,7 +66,7 @@ class BlockStream:
         Logits where the model has a head (one row per sequence for classifiers), else its last hidden state.
         """
         for block in self.blocks:
-            block.forward = _pass_on
+            block.forward = pass_on
         self.blocks[-1].forward = lambda *_args, **_kwargs: hidden
         try:
             result = self.model(**self.batches[b])
@@ -176,7 +176,8 @@ def real_rows(output: Tensor, mask: Tensor | None) -> Float[Tensor, "row _"]:
     return output.flatten(0, 1) if mask is None else output[mask.bool()]
 
 
-def _pass_on(*args: Any, **kwargs: Any) -> Tensor:
+def pass_on(*args: Any, **kwargs: Any) -> Tensor:
+    """What a block that does nothing gives."""
     entering: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return entering
 

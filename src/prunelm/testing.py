@@ -24,7 +24,7 @@ from .moments import CrossMoments, Moments
 from .plan import Budget, prunable
 from .reconstructions import RECONSTRUCTIONS
 from .similarity import head_similarity
-from .sites import Site, bias_of, find_sites, narrow_, weight_of
+from .sites import Site, bias_of, find_blocks, find_sites, gone_sites, narrow_, weight_of
 from .stream import BlockStream, prediction
 
 TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -272,6 +272,33 @@ def made_up_measurements(
             numbers = numbers.cumsum(0)
         found[site.key] = numbers
     return [found]
+
+
+@torch.no_grad()
+def check_empty_sites(build: Callable[[], PreTrainedModel]) -> None:
+    """Raise unless a sublayer without units gives what a silenced one gives, with a cache as without.
+
+    Attention goes in the last block and FFN in the first.
+
+    Args:
+        build: makes the same model each time it is called.
+    """
+    reference, model = build(), build()
+    chosen = (f"{len(find_blocks(model)[1]) - 1}.attention", "0.ffn")
+    for key in chosen:
+        site = next(site for site in find_sites(model) if site.key == key)
+        narrow_(site, torch.arange(0))
+    assert set(gone_sites(model)) == set(chosen), f"{sorted(gone_sites(model))} are gone, not {chosen}"
+    inputs = tiny_inputs(model)
+    sites = [site for site in find_sites(reference) if site.key in chosen]
+    with silenced(sites, {site.key: torch.arange(0) for site in sites}):
+        expected = outputs(reference, inputs)
+    gap = float((outputs(model, inputs) - expected).abs().max())
+    assert gap < 1e-5, f"without {chosen} the output differs from silencing them by {gap:.2e}"
+    if model.can_generate():
+        ids, options = inputs["input_ids"][:1], {"max_new_tokens": 8, "do_sample": False}
+        with_cache, without = (model.generate(ids, use_cache=cache, **options) for cache in (True, False))
+        assert torch.equal(with_cache, without), "a cache changes what is generated"
 
 
 def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, min_units: int = 1) -> None:

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .allocation import Outlook, look_at
 from .calibration import fingerprint, load_calibration, save_calibration
 from .checkpoint import check_target, save
-from .data import Batches, read_documents, sample_batches
+from .data import Batches, read_documents, read_labeled, sample_batches
 from .errors import BudgetError, DataError, RecipeError
-from .evaluation import Evaluation, task_of
+from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
 from .family import prune_family
 from .generate import random_tokens, self_generated
@@ -30,6 +30,7 @@ from .reconstructions import RECONSTRUCTIONS
 from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
 from .stock import stock_config
+from .tasks import task_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_RECIPE = "goa-budget"
@@ -317,6 +318,7 @@ class _Files:
     source: Source
     tokenizer: PreTrainedTokenizerBase | None
     documents: list[str] | None
+    labels: list[int] | None
     reads: bool
     text: str | None
     dtype: torch.dtype
@@ -324,7 +326,7 @@ class _Files:
 
     def read(self, dense: PreTrainedModel, recipe: Recipe) -> tuple[Batches, Batches | None]:
         tokenizer = self.tokenizer if self.reads else None
-        return calibration_batches(dense, tokenizer, recipe, self.documents, name=self.text)
+        return calibration_batches(dense, tokenizer, recipe, self.documents, labels=self.labels, name=self.text)
 
     def save(self, pruned: PreTrainedModel, report: Report, out: Path) -> None:
         save(pruned, report, out, source=self.source, tokenizer=self.tokenizer, dtype=self.dtype, force=self.force)
@@ -358,15 +360,25 @@ def _files(
         shapes = skeleton(source)
         need += planned(shapes, prepare_(shapes, size))["parameters"] * written.itemsize
     check_target(folders[0] if len(folders) == 1 else folders[0].parent, force=True, need_bytes=need)
+    documents, labels = _read_text(text, chosen) if text is not None and reads else (None, None)
     return _Files(
         source=source,
         tokenizer=load_tokenizer(source) if reads or source.gguf else None,
-        documents=read_documents(text) if text is not None and reads else None,
+        documents=documents,
+        labels=labels,
         reads=reads,
         text=Path(text).name if text else None,
         dtype=written,
         force=force,
     )
+
+
+def _read_text(text: str | Path, recipe: Recipe) -> tuple[list[str], list[int] | None]:
+    """The documents of a text, with their labels where the recipe's loss reads some."""
+    if recipe.loss != "task":
+        return read_documents(text), None
+    rows = read_labeled(text)
+    return [document for document, _ in rows], [label for _, label in rows]
 
 
 def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], calibration: Batches) -> Journal:
@@ -378,8 +390,8 @@ def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], c
     """
     if path is None:
         return Journal()
-    if not sizes[0].rounds:
-        raise RecipeError(f"recipe {sizes[0].name!r} makes no rounds of search that a journal could keep: leave it out")
+    if not sizes[0].rounds and sizes[0].policy is None:
+        raise RecipeError(f"recipe {sizes[0].name!r} makes no search that a journal could keep: leave it out")
     facts = {"model": fingerprint(source), "recipes": [r.to_dict() for r in sizes], "calibration": calibration.facts}
     return Journal(Path(path), facts)
 
@@ -390,6 +402,7 @@ def calibration_batches(
     recipe: Recipe,
     documents: Sequence[str] | None,
     *,
+    labels: Sequence[int] | None = None,
     name: str | None = None,
 ) -> tuple[Batches, Batches | None]:
     """The batches that criteria read, and those that the reconstruction reads where they are others.
@@ -404,7 +417,7 @@ def calibration_batches(
         found = self_generated(model, tokenizer, **sizes)
     else:
         causal = task_of(model) == "causal"
-        found = sample_batches(documents, tokenizer, model.config, causal=causal, **sizes)
+        found = sample_batches(documents, tokenizer, model.config, causal=causal, labels=labels, **sizes)
         found.facts["source"] = name or "text"
     refit = random_tokens(model, tokenizer, **sizes) if recipe.covariance_text == "random-tokens" else None
     if RECONSTRUCTIONS[recipe.reconstruction].solves:

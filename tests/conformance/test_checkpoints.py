@@ -18,13 +18,19 @@ from prunelm.recipe import Recipe
 from prunelm.testing import TINY, outputs, tiny_model
 
 NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
-CASES = [(name, mode) for name in sorted(TINY) for mode in ("uniform", "per-block")]
+SOME_TEXT = Batches(batches=[{"input_ids": torch.arange(5, 53).view(4, 12)}], facts={"tokens": 48, "sequences": 4})
+CASES = [(name, mode) for name in sorted(TINY) for mode in ("uniform", "per-block", "sublayers", "blocks")]
+CASES_OF_LAYERS = ("blocks", "sublayers")
 NO_STOCK_HEADS = {"gpt2", "gpt_neox", "opt", "bert"}
 
 
 def _recipe(mode):
     if mode == "uniform":
         return Recipe.load("l2", sparsity=0.25, multiple_of=4, attention_share=2.0)
+    if mode in ("sublayers", "blocks"):
+        policy = {"steps": 0, "pool": "all", "layers": mode.removesuffix("s")}
+        options = {"per_block": True, "min_units": 0} if mode == "sublayers" else {}
+        return Recipe.load("l2", sparsity=0.5, held_out=0.25, loss="kl", policy=policy, **options)
     return Recipe.load("random", sparsity=0.4, multiple_of=1, allocator="per-module", per_block=True)
 
 
@@ -35,7 +41,8 @@ def folders(tmp_path_factory):
     models = {}
     for name, mode in CASES:
         model = tiny_model(name, num_hidden_layers=3)
-        report = prune_(model, NO_TEXT, _recipe(mode))
+        text = NO_TEXT if mode in ("uniform", "per-block") else SOME_TEXT
+        report = prune_(model, text, _recipe(mode))
         save(model, report, root / f"{name}-{mode}", prove=False)
         models[name, mode] = model
     script = Path(__file__).parent / "load_folders.py"
@@ -68,6 +75,16 @@ def test_uniform_folders_open_with_plain_transformers_and_lose_heads_only_where_
     lost = {key.split(".")[1] for key, site in facts["sites"].items() if len(site["kept"]) < site["units"]}
     assert ("attention" in lost) == (name not in NO_STOCK_HEADS)
     assert bool(facts["notes"]) == (name in NO_STOCK_HEADS)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_folders_without_blocks_open_with_plain_transformers_and_those_without_sublayers_with_ours(folders, name):
+    root, models, _ = folders
+    blocks, sublayers = (json.loads((root / f"{name}-{mode}" / "pruning.json").read_text()) for mode in CASES_OF_LAYERS)
+    assert blocks["loader"] == "transformers"
+    assert len(blocks["dropped_blocks"]) == 3 - models[name, "blocks"].config.num_hidden_layers == 1
+    assert sublayers["loader"] == "prunelm"
+    assert [0] in [list(set(sizes.values())) for sizes in sublayers["widths"].values()]
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

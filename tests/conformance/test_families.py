@@ -6,7 +6,16 @@ import torch
 from prunelm.architectures import ARCHITECTURES, lookup
 from prunelm.errors import ArchitectureError, UnsupportedModelError
 from prunelm.sites import find_sites
-from prunelm.testing import TINY, check_architecture, outputs, silenced, some_units, tiny_inputs, tiny_model
+from prunelm.testing import (
+    TINY,
+    check_architecture,
+    check_empty_sites,
+    outputs,
+    silenced,
+    some_units,
+    tiny_inputs,
+    tiny_model,
+)
 
 GROUPED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 
@@ -18,6 +27,11 @@ def test_every_architecture_has_a_tiny_model():
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_removing_equals_silencing(name):
     check_architecture(lambda: tiny_model(name))
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_whole_sublayers_can_go(name):
+    check_empty_sites(lambda: tiny_model(name))
 
 
 @pytest.mark.parametrize("name", GROUPED)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from conftest import make_byte_tokenizer, pseudo_english
 from prunelm.errors import DataError, EvaluationError
-from prunelm.evaluation import Evaluation, evaluate, task_of
+from prunelm.evaluation import Evaluation, evaluate
+from prunelm.tasks import task_of
 from prunelm.testing import tiny_model
 
 LENGTH = 32

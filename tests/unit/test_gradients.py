@@ -4,7 +4,8 @@ import torch
 from prunelm.criteria import CRITERIA, Statistics
 from prunelm.data import Batches
 from prunelm.errors import CalibrationError, RecipeError, UnsupportedModelError
-from prunelm.gradients import collect, next_token_loss
+from prunelm.gradients import collect
+from prunelm.losses import next_token_loss
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import bias_of, find_sites, weight_of

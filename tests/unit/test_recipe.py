@@ -20,6 +20,8 @@ SHIPPED = (
     "l1",
     "l2",
     "obs",
+    "osp",
+    "osp-repaired",
     "random",
     "sensitivity",
     "taylor-first",
