@@ -12,9 +12,10 @@ from .allocators import ALLOCATORS
 from .allocators.uniform import summed, uniform_plans
 from .data import Batches
 from .depth import block_influence
+from .derivatives import Derivatives, derivatives_of
 from .descent import descend
 from .errors import DataError
-from .gradients import Derivatives
+from .fusion import with_fusion
 from .job import Job, decide
 from .journal import Journal
 from .knapsack import knapsack
@@ -217,6 +218,8 @@ def look_at(
 ) -> Outlook:
     """The outlook of a model that is dense and stays so."""
     read = reading(calibration, None, recipe, job.sites)
-    derivatives = read.derivatives(model, job.sites, recipe)
+    derivatives = derivatives_of(model, read, job.sites, recipe)
+    recipe, notes = with_fusion(model, read, recipe, job, derivatives, progress)
     stream = BlockStream(model, read.batches)
-    return look(stream, read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)
+    found = look(stream, read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)
+    return replace(found, notes=[*notes, *found.notes])

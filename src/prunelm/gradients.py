@@ -1,8 +1,8 @@
 """Gradients of the loss with respect to the weights that sites may lose: mean, and mean square over sequences."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -26,19 +26,13 @@ class Gradient:
     square: Float[Tensor, "out into"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Derivatives:
-    """What backward passes of the dense model gave: gradients by the path of the layer, Fisher matrices by site key."""
-
-    gradients: Mapping[str, Gradient] = field(default_factory=dict)
-    fisher: Mapping[str, Float[Tensor, "out out"]] = field(default_factory=dict)
-
-
 @contextlib.contextmanager
-def differentiable(model: PreTrainedModel, layers: Iterable[nn.Module]) -> Iterator[None]:
-    """While open, the weights of these layers alone collect gradients; nothing is left of them afterwards."""
+def differentiable(
+    model: PreTrainedModel, layers: Iterable[nn.Module], biases: Iterable[Tensor] = ()
+) -> Iterator[None]:
+    """While open, the weights of these layers, and these biases, alone collect gradients; nothing is left of them."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    wanted = [layer.weight for layer in layers]
+    wanted = [*(layer.weight for layer in layers), *biases]
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(False)

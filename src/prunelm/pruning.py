@@ -15,8 +15,9 @@ from .consumer_repair import ConsumerRepair
 from .criteria import CRITERIA
 from .data import Batches
 from .depth import drop_blocks_
+from .derivatives import Derivatives, derivatives_of
 from .errors import BudgetError
-from .gradients import Derivatives
+from .fusion import with_fusion
 from .job import Job, prepare_
 from .journal import Journal
 from .moments import Moments
@@ -98,7 +99,11 @@ def prune_(
     before = sum(p.numel() for p in model.parameters())
     job = prepare_(model, recipe, floor)
     read = reading(calibration, refit, recipe, job.sites)
-    derivatives = read.derivatives(model, job.sites, recipe) if outlook is None else Derivatives()
+    derivatives = Derivatives()
+    if outlook is None:
+        derivatives = derivatives_of(model, read, job.sites, recipe)
+        recipe, notes = with_fusion(model, read, recipe, job, derivatives, progress)
+        job.notes.extend(notes)
     stream = BlockStream(model, read.batches)
     seen = outlook
     if seen is None and (job.counts is None or recipe.policy is not None):

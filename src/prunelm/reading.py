@@ -1,16 +1,12 @@
 """What is read for what: which batches to fit, to hold out and to refit on, and which statistics of each site."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from transformers import PreTrainedModel
+from dataclasses import dataclass
 
 from .criteria import CRITERIA
 from .data import Batches
 from .errors import DataError, RecipeError
-from .fisher import output_fisher
-from .gradients import Derivatives, collect
-from .losses import objective, without_labels
+from .losses import without_labels
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .sites import Site
@@ -38,25 +34,9 @@ class Reading:
         """The batches that each statistic is measured on."""
         return {"consumer": self.fit, "held": self.held, "producer": self.refit}
 
-    def derivatives(self, model: PreTrainedModel, sites: Sequence[Site], recipe: Recipe) -> Derivatives:
-        """What criteria and allocators read of the dense model's backward passes.
-
-        Gradients come from all the batches to fit, Fisher matrices from whole ones up to the recipe's tokens.
-
-        Raises:
-            CalibrationError: a gradient is not finite; names the layer.
-            UnsupportedModelError: the model has no such loss.
-        """
-        by_loss = [site for site in sites if "gradients" in self.needs[site.name]]
-        by_output = [site for site in sites if "fisher" in self.needs[site.name]]
-        found = Derivatives()
-        if by_loss:
-            loss = objective(recipe.loss, model, self.fitted, unlabeled="drawn", seed=recipe.seed)
-            found = replace(found, gradients=collect(model, loss.batches, by_loss, loss))
-        if by_output:
-            some = [self.batches[b] for b in _up_to(self.batches, self.fit, recipe.fisher_tokens)]
-            found = replace(found, fisher=output_fisher(model, some, by_output, seed=recipe.seed))
-        return found
+    def fisher_batches(self, recipe: Recipe) -> list[Batch]:
+        """The batches that Fisher matrices are taken from: whole ones up to the recipe's tokens."""
+        return [self.batches[b] for b in _up_to(self.batches, self.fit, recipe.fisher_tokens)]
 
     def priced(self, recipe: Recipe) -> list[int]:
         """Held-out batches that prices are measured on: whole ones up to the recipe's tokens, at least one.

@@ -69,6 +69,8 @@ class Recipe:
         candidates: plans with equal widths that `split` measures on `price_tokens`; 1 takes the one expected best.
         loss: what gradients are of, and what a policy's masks are measured by: `next-token`, `masked-lm`, `task` (of
             a classifier, on labeled text), `kl` (from the dense model), `drawn` (labels drawn by the model), or `auto`.
+        gradient_checkpointing: compute activations again in backward passes in place of keeping them, for `fused` and
+            `snip`.
         policy: a search over keep probabilities in place of the allocator's budgets and the criterion's order.
         rounds: plans that a descent measures on `price_tokens` to refine widths that differ between blocks; 0 takes
             the allocator's plan as it is.
@@ -109,6 +111,7 @@ class Recipe:
     candidates: int = 1
     rounds: int = 0
     loss: str = "auto"
+    gradient_checkpointing: bool = False
     policy: Policy | None = None
     samples: int = 64
     length: int = 512

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .criteria import CRITERIA, Statistics
+from .derivatives import Derivatives
 from .errors import CalibrationError
-from .gradients import Derivatives
 from .job import Job
 from .moments import Moments
 from .observation import Observed, observe
@@ -127,6 +127,8 @@ def score(
         similarity=similarity,
         gradients=derivatives.gradients,
         fisher=derivatives.fisher.get(site.key),
+        importance=derivatives.importance.get(site.key),
+        gates=derivatives.gates.get(site.key),
         seed=recipe.seed,
     )
     scoring = recipe.scoring(site.name)

@@ -17,9 +17,12 @@ from transformers import PreTrainedModel
 
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA, Statistics
+from .data import Batches
 from .errors import BudgetError
 from .fisher import output_fisher
 from .gradients import Gradient, collect
+from .importance import Importance, gate_slopes, importances
+from .losses import objective
 from .moments import CrossMoments, Moments
 from .plan import Budget, prunable
 from .reconstructions import RECONSTRUCTIONS
@@ -186,9 +189,18 @@ def site_statistics(model: PreTrainedModel, site: Site, *, seed: int = 0) -> Sta
             stream, site.block, site.spec.probabilities, sequences=2, rows=0, skip=1, exclude_sink=False
         )
     gradients = collect(model, stream.batches, [site], _energy_of_outputs)
+    batches = Batches(batches=[dict(batch) for batch in stream.batches], facts={})
+    loss = objective("drawn", model, batches, unlabeled="drawn", seed=seed)
     fisher = output_fisher(model, stream.batches, [site], seed=seed)[site.key]
     return Statistics(
-        consumer=consumer, producer=producer, similarity=similarity, gradients=gradients, fisher=fisher, seed=seed
+        consumer=consumer,
+        producer=producer,
+        similarity=similarity,
+        gradients=gradients,
+        fisher=fisher,
+        importance=importances(model, [site], loss)[site.key],
+        gates=gate_slopes(model, [site], loss)[site.key],
+        seed=seed,
     )
 
 
@@ -252,7 +264,23 @@ def _relabel_(site: Site, statistics: Statistics, order: Tensor) -> Statistics:
     if similarity is not None:
         heads = torch.arange(len(similarity)).reshape(site.n_units, -1)[order].flatten()
         similarity = similarity[heads][:, heads]
-    return replace(statistics, consumer=consumer, similarity=similarity, gradients=gradients)
+    assert statistics.importance is not None
+    assert statistics.gates is not None
+    seen = statistics.importance
+    importance = Importance(
+        signed={path: signed[:, order] for path, signed in seen.signed.items()},
+        first=seen.first[:, order],
+        second=seen.second[:, order],
+        mixed=seen.mixed[:, order],
+    )
+    return replace(
+        statistics,
+        consumer=consumer,
+        similarity=similarity,
+        gradients=gradients,
+        importance=importance,
+        gates=statistics.gates[:, order],
+    )
 
 
 def made_up_measurements(

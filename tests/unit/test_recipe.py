@@ -11,12 +11,14 @@ from prunelm.errors import BudgetError, PruneLMError, RecipeError, UnknownPlugin
 from prunelm.recipe import Recipe, Scoring, recipe_names, recipe_summaries
 
 SHIPPED = (
+    "aef",
     "best",
     "best-uniform",
     "flap",
     "goa",
     "goa-budget",
     "goa-data-free",
+    "hywia",
     "l1",
     "l2",
     "obs",
@@ -173,7 +175,7 @@ def test_a_word_far_from_all_gets_no_guess() -> None:
         ({"calibration": "none"}, RecipeError, "calibration must be one of text, self-generated"),
         ({"samples": 0}, RecipeError, "samples must be at least 1, got 0"),
         ({"length": 7}, RecipeError, "length must be at least 8, got 7"),
-        ({"min_units": 0}, RecipeError, "min_units must be at least 1, got 0"),
+        ({"min_units": -1}, RecipeError, "min_units must be at least 0, got -1"),
         ({"similarity_sequences": 0}, RecipeError, "similarity_sequences must be at least 1"),
         ({"similarity_rows": -1}, RecipeError, "similarity_rows must be at least 0"),
         ({"similarity_skip": -1}, RecipeError, "similarity_skip must be at least 0"),

@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..gradients import Gradient
+from ..importance import Importance
 from ..moments import Moments
 from ..registry import Registry
 from ..sites import Site
 
-NEEDS = frozenset({"consumer", "gram", "producer", "similarity", "gradients", "fisher"})
+NEEDS = frozenset({"consumer", "gram", "producer", "similarity", "gradients", "fisher", "importance", "gates"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Statistics:
 
     `consumer`: moments of the consumer's input (at least the diagonal); `producer`: full moments of the producers'
     common input; `similarity`: the Jensen-Shannon matrix of the heads; `gradients`: of the dense model's loss, by the
-    path of the layer; `fisher`: how the model's output answers to the consumer's. None where no criterion asked for it.
+    path of the layer; `fisher`: how the model's output answers to the consumer's; `importance`: what each sequence says
+    of each unit; `gates`: the slope of each sequence's loss by a gate on each unit. None where no criterion asked.
     """
 
     consumer: Moments | None = None
@@ -29,6 +31,8 @@ class Statistics:
     similarity: Float[Tensor, "head head"] | None = None
     gradients: Mapping[str, Gradient] | None = None
     fisher: Float[Tensor, "out out"] | None = None
+    importance: Importance | None = None
+    gates: Float[Tensor, "sample unit"] | None = None
     seed: int = 0
 
 
@@ -65,7 +69,8 @@ def criterion(
     Args:
         name: what recipes call it.
         needs: which of `consumer` (diagonal moments of the consumer's input), `gram` (full ones), `producer`,
-            `similarity`, `gradients` and `fisher` it reads; a function of its options where that depends.
+            `similarity`, `gradients`, `fisher`, `importance` and `gates` it reads; a function of its options where
+            that depends.
         curve: whether the sorted scores are the module's relative error once that many units went.
     """
 

@@ -1,0 +1,94 @@
+"""The searched fusion of coarse and fine importance: one weight for each kind of site, by the pruned model's loss."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from .allocators import ALLOCATORS
+from .derivatives import Derivatives
+from .errors import RecipeError
+from .job import Job
+from .losses import Objective, answers, objective
+from .masking import Mask, masking
+from .observation import Observed
+from .plan import top_units
+from .progress import Progress, silent
+from .reading import Reading
+from .recipe import Recipe, Scoring
+from .survey import score
+
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def searches_fusion(recipe: Recipe) -> bool:
+    """Whether some criterion of the recipe waits for a weight."""
+    return any(recipe.scoring(name).options.get("fusion") == "searched" for name in recipe.sites)
+
+
+@torch.no_grad()
+def with_fusion(
+    model: PreTrainedModel,
+    read: Reading,
+    recipe: Recipe,
+    job: Job,
+    derivatives: Derivatives,
+    progress: Progress = silent,
+) -> tuple[Recipe, list[str]]:
+    """The recipe with `fixed` weights in place of `searched`, and a note of what was tried.
+
+    Coordinate descent from 1/2: each kind of site in turn takes the weight of the grid whose plan has the least loss,
+    on held-out sequences where there are any. Forward passes only.
+
+    Raises:
+        RecipeError: the allocator needs more than scores.
+    """
+    if not searches_fusion(recipe):
+        return recipe, []
+    if ALLOCATORS[recipe.allocator].needs not in (None, "scores") or recipe.policy is not None:
+        raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
+    judge = objective(recipe.loss, model, read.judging if read.held else read.fitted, unlabeled="kl", seed=recipe.seed)
+    kinds = [name for name in recipe.sites if recipe.scoring(name).options.get("fusion") == "searched"]
+    present = [name for name in kinds if any(site.name == name for site in job.sites)]
+    alphas, tried = dict.fromkeys(kinds, 0.5), dict[tuple[float, ...], float]()
+    with masking(model, job.sites) as mask:
+        for n, name in enumerate(present):
+            for m, alpha in enumerate(GRID):
+                progress("searching", n * len(GRID) + m, len(present) * len(GRID))
+                now = {**alphas, name: alpha}
+                key = tuple(now.values())
+                if key not in tried:
+                    tried[key] = _loss_of(model, mask, job, _fixed(recipe, now), derivatives, judge)
+            alphas[name] = min(GRID, key=lambda a, name=name: (tried[tuple({**alphas, name: a}.values())], a))  # type: ignore[misc]
+    progress("searching", 1, 1)
+    first, best = tried[tuple(dict.fromkeys(kinds, 0.5).values())], tried[tuple(alphas.values())]
+    said = ", ".join(f"{name} {alpha:g}" for name, alpha in alphas.items())
+    return _fixed(recipe, alphas), [
+        f"fusion weights searched in {len(tried)} plans: {said}; loss {first:.4f} -> {best:.4f}"
+    ]
+
+
+def _fixed(recipe: Recipe, alphas: Mapping[str, float]) -> Recipe:
+    """The recipe with these weights."""
+    now = {}
+    for name, alpha in alphas.items():
+        scoring = recipe.scoring(name)
+        now[name] = Scoring(criterion=scoring.criterion, options={**scoring.options, "fusion": "fixed", "alpha": alpha})
+    return replace(recipe, **now)  # type: ignore[arg-type]
+
+
+def _loss_of(
+    model: PreTrainedModel, mask: Mask, job: Job, recipe: Recipe, derivatives: Derivatives, judge: Objective
+) -> float:
+    """The loss of the plan that a recipe makes."""
+    scores = {site.key: score(site, Observed(), None, derivatives, recipe) for site in job.sites}
+    counts = job.counts or ALLOCATORS[recipe.allocator](job.sites, job.budget, scores)[0]
+    kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in job.sites}
+    total = 0.0
+    for batch in judge.batches:
+        mask.open()
+        dense = answers(model, batch) if judge.name == "kl" else None
+        mask.keep(kept)
+        total += float(judge(model, batch, dense))
+    return total / len(judge.batches)
