@@ -1,6 +1,7 @@
 """`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON.
 
-`python -m benchmarks quality` measures all recipes at five sizes, and writes the page.
+`python -m benchmarks quality` measures all recipes at five sizes, `python -m benchmarks siblings` OSP, AEF, HyWIA and
+LIAR beside their ingredients; both write the page.
 """
 
 import os
@@ -9,13 +10,14 @@ import warnings
 
 from transformers.utils import logging
 
-from . import overhead, quality, table, zero_shot
+from . import overhead, quality, siblings, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
     "frontier": quality.frontier,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
+    "siblings": siblings.main,
     "zero-shot": zero_shot.main,
     "overhead-time": overhead.times,
     "overhead": overhead.main,
@@ -27,7 +29,7 @@ def main(words: list[str]) -> int:
     if words[:1] == ["table"]:
         table.write()
         return 0
-    words = ["run", "frontier"] if words == ["quality"] else words
+    words = {"quality": ["run", "frontier"], "siblings": ["run", "siblings"]}.get(" ".join(words), words)
     if words[:1] != ["run"] or set(words[1:]) - set(RUNS):
         print(f"usage: python -m benchmarks run [{' '.join(RUNS)}] | quality | table", file=sys.stderr)
         return 2

@@ -64,13 +64,13 @@ def frontier() -> None:
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
         dense = dequantized(Path(scratch) / "dense")
-        c4 = _written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))
+        c4 = written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))
         texts = {"WikiText-2": WIKITEXT, "C4": c4}
-        measure("frontier", "dense", lambda: _cells(dense, None, [], texts, **options))
+        measure("frontier", "dense", lambda: cells_of(dense, None, [], texts, **options))
         for sparsity in FRONTIER_SPARSITIES:
             for name in FRONTIER:
                 sizes: dict[str, Any] = {"sparsity": sparsity, "samples": 128, "length": 512}
-                run, calibrated_as = (_shorter, "obs") if name == SHORTGPT else (_cells, name)
+                run, calibrated_as = (_shorter, "obs") if name == SHORTGPT else (cells_of, name)
                 recipe = Recipe.load(calibrated_as, **sizes)
                 measure(
                     "frontier",
@@ -79,7 +79,7 @@ def frontier() -> None:
                 )
 
 
-def _written(path: Path, documents: list[str]) -> Path:
+def written(path: Path, documents: list[str]) -> Path:
     path.write_text("\n".join(json.dumps({"text": text}) for text in documents), encoding="utf-8")
     return path
 
@@ -134,7 +134,7 @@ def tiny_gpt2() -> None:
         return
     documents = c4_documents(held_out=False)
     with tempfile.TemporaryDirectory() as scratch:
-        held = _written(Path(scratch) / "c4-held-out.jsonl", c4_documents(held_out=True))
+        held = written(Path(scratch) / "c4-held-out.jsonl", c4_documents(held_out=True))
         measure("tiny-gpt2", "dense", lambda: _cell(model, None, [], held, length=256))
         for sparsity in (0.2, 0.5):
             for name, extra in _small_cases():
@@ -176,11 +176,11 @@ def _shorter(
 
 def _cell(model: Path, recipe: Recipe | None, documents: list[str], text: Path, **options: Any) -> dict[str, Any]:
     """Prune in memory and evaluate on one text."""
-    found = _cells(model, recipe, documents, {"": text}, **options)
+    found = cells_of(model, recipe, documents, {"": text}, **options)
     return {**found, "evaluation": found["evaluation"][""]}
 
 
-def _cells(
+def cells_of(
     model: Path, recipe: Recipe | None, documents: list[str], texts: dict[str, Path], **options: Any
 ) -> dict[str, Any]:
     """Prune in memory and evaluate on some texts."""
