@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 # The README's examples name MODEL, OUT, calibration.txt and held-out.txt; the fixture below makes files of these names,
 # so its lines run unchanged. Only what would take long is made smaller, by options appended to lines that hold the key.
-SMALLER = {"--self-generated": ["--samples", "4", "--length", "64"]}
+SMALLER = {"--self-generated": ["--samples", "4", "--length", "64"], "osp": ["--samples", "16", "--length", "32"]}
 
 # Run `python -m prunelm` with each line's arguments, one after the other in one process: importing torch takes longer
 # than the commands. The mark before each separates what they print.
@@ -101,6 +101,22 @@ def test_the_python_of_the_readme_and_of_the_quickstart_runs(workplace):
     assert re.search(r"metric='perplexity', value=\d", shown)
     assert (workplace / "OUT" / "pruning.json").is_file()
     assert (workplace / "OUT-MEMORY" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["l2", "random"])
+def test_the_lora_of_the_page_on_recovery_trains_and_merges(workplace, recipe):
+    options = ["--sparsity", "0.3", "--recipe", recipe, "--force", *(["--per-block"] if recipe == "random" else [])]
+    run("-m", "prunelm", "prune", "MODEL", "OUT", *options, cwd=workplace)
+    (page,) = blocks(ROOT / "docs" / "recover.md", "python")
+    checks = """
+before = prunelm.load("OUT")
+same = [n for n, p in before.named_parameters() if p.shape != dict(merged.named_parameters())[n].shape]
+moved = sum(float((p - dict(merged.named_parameters())[n]).abs().max()) > 0 for n, p in before.named_parameters())
+with torch.no_grad():
+    losses = [float(m(**batch, labels=batch["input_ids"]).loss) for m in (before, merged)]
+print("shapes", same, "moved", moved > 0, "better", losses[1] < losses[0])
+"""
+    assert "shapes [] moved True better True" in run("-c", page + checks, cwd=workplace)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=lambda page: page.name)
