@@ -88,7 +88,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     needs = {}
     for site in {site.name: site for site in sites}.values():
         needs[site.name] = _needs(site, recipe)
-        if stage == "repair" or judged:
+        if stage == "repair" or recipe.judges_plans or recipe.choose_share:
             needs[site.name] |= {"gram"}
         if recipe.reads_fisher:
             needs[site.name] |= {"gram", "fisher"}

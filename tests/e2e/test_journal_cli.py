@@ -25,12 +25,29 @@ def test_a_search_is_not_made_twice(cli, tiny_folder, text_file, tmp_path):
     assert journal.read_text().splitlines() == lines
 
 
+def test_a_policy_search_ends_the_same_after_an_interrupt(cli, tiny_folder, text_file, tmp_path):
+    journal, command = tmp_path / "search.jsonl", ("prune", tiny_folder("llama"), tmp_path / "out", "--recipe", "osp")
+    options = ("--text", text_file, *SMALL, "--journal", journal, "--force")
+    assert cli(*command, *options).code == 0
+    lines, written = journal.read_text().splitlines(), _files(tmp_path / "out")
+    journal.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    ran = cli(*command, *options)
+    assert ran.code == 0
+    assert "keep probabilities: held-out loss" in ran.err
+    assert journal.read_text().splitlines() == lines
+    assert _files(tmp_path / "out") == written
+
+
+def _files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_journal_serves_its_own_search_only(cli, tiny_folder, text_file, tmp_path):
     journal = tmp_path / "search.jsonl"
     command = ("prune", tiny_folder("llama"), tmp_path / "out", "--text", text_file, *SMALL, "--journal", journal)
     ran = cli(*command, "--recipe", "obs")
     assert ran.code == 1
-    assert "makes no rounds of search" in ran.err
+    assert "makes no search that a journal could keep" in ran.err
     assert cli(*command, "--recipe", "best").code == 0
     ran = cli(*command, "--recipe", "best", "--seed", "7", "--force")
     assert ran.code == 1
