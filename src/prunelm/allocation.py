@@ -106,7 +106,9 @@ def look(
     if divergence is None or not searches:
         return Outlook(survey=found)
     best = _searched(found, divergence, recipe, job, journal, progress)
-    note = f"{best.tried} plans tried on {divergence.rows:,} held-out tokens: divergence {best.start:.4f}"
+    repeat = sum(read.batches[b]["input_ids"].numel() for b in read.repeating)
+    of = f" ({repeat:,} in sequences that say their first half twice)" if repeat else ""
+    note = f"{best.tried} plans tried on {divergence.rows:,} held-out tokens{of}: divergence {best.start:.4f}"
     note += f" -> {best.divergence:.4f}" if best.divergence < best.start else "; none was better than the first"
     found.moments.clear()
     return Outlook(survey=found, prices=best.prices, chosen=best, notes=[note])

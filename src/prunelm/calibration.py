@@ -35,6 +35,7 @@ DECIDES = (
     "bias",
     "held_out",
     "price_tokens",
+    "repeated",
     "fisher_tokens",
     "rounds",
     "loss",

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from .criteria import CRITERIA
 from .data import Batches
 from .errors import DataError, RecipeError
@@ -17,13 +19,15 @@ from .stream import Batch
 class Reading:
     """Batches with the places of those to fit, held out and for refits, and the statistics needed per kind of site.
 
-    `fitted` and `judging` are the batches to fit and those held out, with labels where there are any.
+    `fitted` and `judging` are the batches to fit and those held out, with labels where there are any; `repeating` are
+    the places of held-out sequences whose second half is their first half again.
     """
 
     batches: list[Batch]
     fit: range
     held: range
     refit: range
+    repeating: range
     needs: dict[str, frozenset[str]]
     sequences: int
     fitted: Batches
@@ -39,7 +43,7 @@ class Reading:
         return [self.batches[b] for b in _up_to(self.batches, self.fit, recipe.fisher_tokens)]
 
     def priced(self, recipe: Recipe) -> list[int]:
-        """Held-out batches that prices are measured on: whole ones up to the recipe's tokens, at least one.
+        """Batches that prices are measured on: held-out ones up to the recipe's tokens, and those that repeat.
 
         Raises:
             DataError: nothing was held out.
@@ -49,7 +53,8 @@ class Reading:
                 f"{self.sequences} calibration sequences leave none to hold out: allocator {recipe.allocator!r} "
                 f"needs at least {round(1 / recipe.held_out)}. Give more text, --samples or --held-out."
             )
-        return _up_to(self.batches, self.held, recipe.price_tokens)
+        fresh = recipe.price_tokens * (1 - recipe.repeated) if self.repeating else recipe.price_tokens
+        return [*(_up_to(self.batches, self.held, round(fresh)) if fresh else []), *self.repeating]
 
 
 def _up_to(batches: Sequence[Batch], places: Sequence[int], tokens: int) -> list[int]:
@@ -62,6 +67,21 @@ def _up_to(batches: Sequence[Batch], places: Sequence[int], tokens: int) -> list
         chosen.append(b)
         seen += batches[b]["input_ids"].numel()
     return chosen
+
+
+def _repeating(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """So many tokens of sequences that say their first half twice, made from whole sequences without padding."""
+    found: list[Batch] = []
+    seen = 0
+    for batch in batches:
+        half = batch["input_ids"].shape[1] // 2
+        if seen >= tokens:
+            break
+        if half and bool(batch.get("attention_mask", torch.ones(())).all()):
+            inputs = without_labels(batch)
+            found.append({name: torch.cat([value[:, :half]] * 2, dim=1) for name, value in inputs.items()})
+            seen += found[-1]["input_ids"].numel()
+    return found
 
 
 def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: Sequence[Site]) -> Reading:
@@ -85,10 +105,12 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     if refit is not None:
         third = range(len(batches), len(batches) + len(refit.batches))
         batches += refit.batches
+    repeating = _repeating(held.batches, round(recipe.repeated * recipe.price_tokens)) if recipe.prices_output else []
+    batches += repeating
     needs = {}
     for site in {site.name: site for site in sites}.values():
         needs[site.name] = _needs(site, recipe)
-        if stage == "repair" or recipe.judges_plans or recipe.choose_share:
+        if stage == "repair" or recipe.prices_output:
             needs[site.name] |= {"gram"}
         if recipe.reads_fisher:
             needs[site.name] |= {"gram", "fisher"}
@@ -99,6 +121,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         fit=first,
         held=second,
         refit=third,
+        repeating=range(len(batches) - len(repeating), len(batches)),
         needs=needs,
         sequences=sum(len(batch["input_ids"]) for batch in calibration.batches),
         fitted=fit,

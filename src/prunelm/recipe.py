@@ -65,6 +65,8 @@ class Recipe:
         choose_share: try 0, 1/4, 1/2 and 1 for `dense_share` in every site, and keep what brings the model's output
             nearest to the dense one on held-out tokens.
         price_tokens: held-out tokens on which allocators that look at the output measure it.
+        repeated: share of `price_tokens` in sequences that say their first half twice, so that what copies from the
+            context has its price; short texts hardly show it.
         fisher_tokens: calibration tokens that Fisher matrices are taken from.
         candidates: plans with equal widths that `split` measures on `price_tokens`; 1 takes the one expected best.
         loss: what gradients are of, and what a policy's masks are measured by: `next-token`, `masked-lm`, `task` (of
@@ -107,6 +109,7 @@ class Recipe:
     dense_share: float = 0.0
     choose_share: bool = False
     price_tokens: int = 2048
+    repeated: float = 0.0
     fisher_tokens: int = 16_384
     candidates: int = 1
     rounds: int = 0
@@ -153,7 +156,7 @@ class Recipe:
                 raise RecipeError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
         if not self.sites or set(self.sites) - {"attention", "ffn"}:
             raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(self.sites) or 'none'}")
-        for name, most in (("held_out", 0.5), ("dense_share", 1.0)):
+        for name, most in (("held_out", 0.5), ("dense_share", 1.0), ("repeated", 1.0)):
             if not 0 <= getattr(self, name) <= most:
                 raise RecipeError(f"{name} must be in [0, {most:g}], got {getattr(self, name)}")
         chosen = ALLOCATORS[self.allocator]
@@ -210,9 +213,14 @@ class Recipe:
         return chosen.needs == "damage" or tries or self.rounds > 0
 
     @property
+    def prices_output(self) -> bool:
+        """Whether plans or targets of repairs are judged by that divergence."""
+        return self.judges_plans or self.choose_share
+
+    @property
     def judges_output(self) -> bool:
         """Whether that divergence is measured for anything."""
-        return self.judges_plans or self.choose_share or self.policy is not None
+        return self.prices_output or self.policy is not None
 
     @property
     def searches_widths(self) -> bool:
