@@ -40,6 +40,11 @@ FRONTIER = (
     "taylor-first",
     "taylor-second",
     "sensitivity",
+    "liar",
+    "osp-repaired",
+    "osp",
+    "aef",
+    "hywia",
     SHORTGPT,
 )
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)

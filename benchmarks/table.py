@@ -7,6 +7,7 @@ from typing import Any
 
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES
 from .record import read
+from .siblings import CRITERIA, REPAIRS
 from .zero_shot import TASKS
 
 STATISTICS = "one block's statistics"
@@ -25,6 +26,7 @@ def write() -> None:
         HEAD,
         *_smollm2(read("smollm2")),
         *_frontier(read("frontier")),
+        *_siblings(read("siblings")),
         *_zero_shot(read("zero-shot")),
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
@@ -100,6 +102,52 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
                 cells.append(f"{value:.2f} ({error:.3f})" if value else "not run")
         seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
         lines.append(_row([recipe, *cells, *seconds]))
+    return [*lines, ""]
+
+
+def _siblings(entries: Mapping[str, Any]) -> list[str]:
+    """OSP, AEF and HyWIA beside their ingredients, and LIAR's repair of several criteria."""
+    if "dense" not in entries:
+        return []
+    dense = entries["dense"]["evaluation"]
+    stated = ", ".join(f"{text} {found['value']:.2f} ± {found['error']:.2f}" for text, found in dense.items())
+    lines = [
+        "## The sibling methods",
+        "",
+        "`python -m benchmarks siblings`. SmolLM2-135M-Instruct, calibrated on C4 as the recipes say, evaluated as "
+        f"above. Dense perplexity: {stated}. ± is the standard error over windows; seconds beside other work.",
+        "",
+        _row(["", *(f"perplexity, {text}" for text in dense), "calibration tokens", "seconds"]),
+        _row(["---"] * (len(dense) + 3)),
+    ]
+    for name, entry in entries.items():
+        if name == "dense" or name.startswith("minilm"):
+            continue
+        values = [f"{found['value']:.2f} ± {found['error']:.2f}" for found in entry["evaluation"].values()]
+        tokens = entry["calibration"]["criterion"]["tokens"]
+        size = f" at {entry['recipe']['sparsity']:.0%}"
+        label = name.removesuffix(f" {entry['recipe']['sparsity']}") + size
+        lines.append(_row([label, *values, f"{tokens:,}", f"{entry['seconds']:.0f}"]))
+    notes = [f"- `{name}`: {note}" for name, e in entries.items() for note in e.get("notes", ()) if "search" in note]
+    return [*lines, "", *notes, *([""] if notes else []), *_criterion_by_repair(entries)]
+
+
+def _criterion_by_repair(entries: Mapping[str, Any]) -> list[str]:
+    if "minilm dense" not in entries:
+        return []
+    (dense,) = entries["minilm dense"]["evaluation"].values()
+    lines = [
+        "Criterion by repair, MiniLM-SST2 without half of its encoder's parameters (heads and FFN channels, the same "
+        "share of every site), calibrated on 400 unlabeled training sentences; accuracy on the test file, dense "
+        f"{dense['value']:.1%} ± {dense['error']:.1%}:",
+        "",
+        _row(["criterion", *REPAIRS]),
+        _row(["---"] * (len(REPAIRS) + 1)),
+    ]
+    for criterion in CRITERIA:
+        found = [entries.get(f"minilm {criterion} {repair}") for repair in REPAIRS]
+        values = [next(iter(entry["evaluation"].values()))["value"] if entry else None for entry in found]
+        lines.append(_row([criterion, *("not run" if v is None else f"{v:.1%}" for v in values)]))
     return [*lines, ""]
 
 

@@ -120,6 +120,9 @@ def prune(
     unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
     attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None,
     loss: Annotated[str | None, typer.Option(help="What gradients are of and policies search by; kl, task...")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="Less memory and more time for backward passes.")
+    ] = None,
     sites: Annotated[str | None, typer.Option(help="attention, ffn, or attention,ffn.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks that may lose units, as in 4:-2.")] = None,
     of: Annotated[str | None, typer.Option(help="What sparsity is a share of: blocks or model.")] = None,
@@ -158,6 +161,7 @@ def prune(
         unit=unit,
         attention_share=attention_share,
         loss=loss,
+        gradient_checkpointing=gradient_checkpointing,
         sites=[name.strip() for name in sites.split(",")] if sites else None,
         blocks=blocks,
         of=of,
