@@ -21,7 +21,7 @@ LAYERS = [
     {"recipe", "observation", "repairing"},
     {"job", "reading", "rehearsal", "card", "loading", "verify", "evaluation", "search"},
     {"sensitivity", "hidden_repair"},
-    {"survey", "descent"},
+    {"survey", "descent", "hidden_pruning"},
     {"allocation", "consumer_repair"},
     {"pruning", "matching"},
     {"checkpoint", "family", "testing"},

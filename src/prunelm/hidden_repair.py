@@ -60,14 +60,14 @@ def narrow_and_repair_hidden_(
         for readers in (r for r in axis.readers if r.block == i):
             pairs = [_pair(before, now, i, readers.paths[0], chosen) for chosen in (fit, held)]
             old = [before.blocks[i].get_submodule(path) for path in readers.paths]
-            _repair_(readers, old, pairs, report, reconstruction, ridge)
+            _repair_(readers, old, pairs, kept, report, reconstruction, ridge)
             release_memory()
         before.advance(i)
         now.advance(i)
         before.blocks[i].to("meta")
     for readers in _untied(axis):
         pairs = [_pair(before, now, None, readers.paths[0], chosen) for chosen in (fit, held)]
-        _repair_(readers, [dense.get_submodule(readers.paths[0])], pairs, report, reconstruction, ridge)
+        _repair_(readers, [dense.get_submodule(readers.paths[0])], pairs, kept, report, reconstruction, ridge)
     progress("repairing readers", blocks, blocks)
     return report
 
@@ -97,15 +97,17 @@ def _repair_(
     readers: Readers,
     old: Sequence[nn.Module],
     pairs: Sequence[Pair | None],
+    kept: Int[Tensor, " kept"],
     report: dict[str, dict[str, Any]],
     reconstruction: Reconstruction,
     ridge: float,
 ) -> None:
     """Solve layers that share their input, and write them."""
     for path, layer, dense in zip(readers.paths, readers.layers, old, strict=True):
-        fit, held = (None if pair is None else _aimed(pair, dense) for pair in pairs)
-        assert fit is not None
         weight, bias = weight_of(layer), bias_of(layer)
+        outputs = kept if len(weight) < len(weight_of(dense)) else None
+        fit, held = (None if pair is None else _aimed(pair, dense, outputs) for pair in pairs)
+        assert fit is not None
         everything = torch.arange(weight.shape[1])
         found = repaired(reconstruction, weight, bias, fit, held, everything, ridge=ridge)
         judge = fit if held is None else held
@@ -115,9 +117,14 @@ def _repair_(
         set_weight_(layer, found.weight, found.bias)
 
 
-def _aimed(pair: Pair, dense: nn.Module) -> CrossMoments:
-    """Moments of the narrow input with what the dense layer makes of the dense input."""
+def _aimed(pair: Pair, dense: nn.Module, outputs: Int[Tensor, " kept"] | None) -> CrossMoments:
+    """Moments of the narrow input with what the dense layer makes of the dense input; `outputs` of it, where not all.
+
+    A reader that writes hidden channels as well has lost some of its outputs.
+    """
     weight, bias = weight_of(dense), bias_of(dense)
+    if outputs is not None:
+        weight, bias = weight[outputs], None if bias is None else bias[outputs]
     found = pair[0].mapped(weight, bias)
     found.y_square = CrossMoments.of_layer(pair[1], weight, bias).y_square
     return found

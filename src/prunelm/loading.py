@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
+from .hidden import built_width, narrow_hidden_
 from .sites import find_sites, narrow_
 
 FORMAT = 1
@@ -312,12 +313,14 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def widths(model: PreTrainedModel) -> dict[str, dict[str, int]]:
-    """The sizes of every site, from which `narrow_to_` makes the same shapes again."""
+    """The sizes of every site and of a narrowed hidden axis, from which `narrow_to_` makes the same shapes again."""
     found = {}
     for site in find_sites(model):
         measures = site.measures(site.n_units)
         names = ("units",) if site.spec.probabilities is None else ("kv_heads", "queries")
         found[site.key] = {name: measures[name] for name in names}
+    if built_width(model) is not None:
+        found["hidden"] = {"units": int(model.config.hidden_size)}
     return found
 
 
@@ -329,6 +332,9 @@ def narrow_to_(model: PreTrainedModel, wanted: Mapping[str, Mapping[str, int]]) 
             kept = next((wanted[key][name] for name in names if key in wanted and name in wanted[key]), site.n_units)
             if kept < site.n_units:
                 narrow_(site, _evenly(site.n_units, kept, site.strata))
+    hidden = wanted.get("hidden", {}).get("units")
+    if hidden is not None and hidden < model.config.hidden_size:
+        narrow_hidden_(model, torch.arange(hidden, device="cpu"))
 
 
 def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
 from .errors import RecipeError
+from .hidden_scores import CRITERIA as HIDDEN_CRITERIA
 from .plan import check_sparsity
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
@@ -49,6 +50,10 @@ class Recipe:
         blocks_from: the range applies to models with at least this many blocks; smaller ones use all.
         multiple_of: kept FFN channels are a multiple of this; 0 chooses 16 below 1B parameters, 128 above.
         min_units: units that every site keeps at least.
+        hidden: share of the hidden channels (the width of the residual stream) to remove before any site loses units;
+            what goes with them counts towards `sparsity`, and `multiple_of` holds for the channels that stay.
+        hidden_criterion: what ranks hidden channels: `energy` (their part in what readers put out) or `magnitude`
+            (their part in the readers' weights).
         attention, ffn: criterion and options for each kind of site.
         order: `sequential` (each site sees the already pruned prefix) or `one-shot` (statistics of the dense model).
         reconstruction: what is done to a module's dense weights before it is scored.
@@ -89,6 +94,8 @@ class Recipe:
     blocks_from: int = 0
     multiple_of: int = 0
     min_units: int = 1
+    hidden: float = 0.0
+    hidden_criterion: str = "energy"
     attention: Scoring = Scoring()
     ffn: Scoring = Scoring()
     order: str = "sequential"
@@ -121,6 +128,9 @@ class Recipe:
         _one_of(self, "order", ("sequential", "one-shot"))
         _one_of(self, "calibration", ("text", "self-generated"))
         _one_of(self, "covariance_text", ("same", "random-tokens"))
+        _one_of(self, "hidden_criterion", HIDDEN_CRITERIA)
+        if not 0 <= self.hidden < 1:
+            raise RecipeError(f"hidden must be in [0, 1), got {self.hidden}: 0.25 removes a quarter of the channels")
         for name, least in (
             ("samples", 1),
             ("length", 8),
@@ -210,7 +220,7 @@ class Recipe:
     def reads_text(self) -> bool:
         """Whether any part of the recipe looks at activations."""
         scorings = [self.scoring(name) for name in self.sites]
-        if self.judges_output or self.reads_fisher:
+        if self.judges_output or self.reads_fisher or (self.hidden and self.hidden_criterion == "energy"):
             return True
         return self.reconstruction != "none" or any(CRITERIA[s.criterion].needs(**s.options) for s in scorings)
 
