@@ -19,6 +19,7 @@ SHIPPED = (
     "goa-data-free",
     "l1",
     "l2",
+    "liar",
     "obs",
     "random",
     "sensitivity",
