@@ -29,6 +29,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"| parameters | {sizes['before']:,} | {sizes['after']:,} |",
     ]
     lines += [f"| {name} | {before} | {after} |" for name, before, after in _widths(facts["sites"])]
+    if "hidden" in facts:
+        lines.append(f"| hidden channels | {facts['hidden']['units']} | {len(facts['hidden']['kept'])} |")
     lines += [
         "",
         f"Calibrated on {calibration['tokens']:,} tokens ({calibration['sequences']} sequences of at most "

@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .card import model_card
 from .errors import CheckpointError
+from .hidden import built_config, built_width
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
 from .pruning import Report
 from .sites import architecture_of, find_sites, gone_sites
@@ -168,6 +169,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
         },
         "sites": {key: {**entry, "kept": report.plan.kept[key].tolist()} for key, entry in report.sites.items()},
         **({"dropped_blocks": report.dropped_blocks} if report.dropped_blocks else {}),
+        **({"hidden": report.hidden} if report.hidden else {}),
         "widths": widths(model),
         "calibration": report.calibration,
         "notes": report.notes,
@@ -190,7 +192,8 @@ def _base_name(source: Source | None, model: PreTrainedModel) -> str:
 
 def _stock_config(model: PreTrainedModel, report: Report) -> PreTrainedConfig | None:
     """A config under which plain transformers builds exactly these shapes, or None."""
-    if report.recipe.per_block:
+    foreign = built_width(model) is not None and not architecture_of(model.config).hidden_stock
+    if report.recipe.per_block or foreign:
         return None
     config = stock_config(model.config, {})
     if config is None:
@@ -211,7 +214,7 @@ def _class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
 def _write_weights(model: PreTrainedModel, config: PreTrainedConfig | None, folder: Path) -> None:
     own = model.config
     try:
-        model.config = config or own
+        model.config = config or built_config(model)
         model.save_pretrained(folder)
     finally:
         model.config = own

@@ -315,6 +315,9 @@ def _embedding(
 ) -> Evaluation:
     if against is None:
         raise EvaluationError(f"{type(model).__name__} has no head, so it can only be compared: give --against DENSE")
+    sizes = [int(m.config.hidden_size) for m in (model, against)]
+    if sizes[0] != sizes[1]:
+        raise EvaluationError(f"the two models cannot be compared: embeddings of {sizes[0]} and {sizes[1]} channels")
     length = min(length, model.config.max_position_embeddings)
     batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
     check_ids(model.config, batches)

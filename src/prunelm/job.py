@@ -4,17 +4,37 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from transformers import PreTrainedModel
 
 from .allocators import ALLOCATORS, Measured
 from .biases import add_biases_, missing_biases, remove_biases_
-from .errors import BudgetError
+from .errors import BudgetError, RecipeError
+from .hidden import narrow_hidden_
 from .knapsack import least_step
 from .plan import Budget, Counts, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
-from .sites import Site, by_block, find_sites
+from .sites import Site, architecture_of, by_block, find_sites
 from .stock import stock_config
+
+NarrowHidden = Callable[[PreTrainedModel, int], None]
+"""Removes all but so many hidden channels of a model in place."""
+SMALL, MULTIPLES = 1_000_000_000, (16, 128)
+"""Parameters from which on a model is large, and what widths are a multiple of below and from there on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Sizes of a model before hidden channels went: the parameters of its units, and all of them."""
+
+    prunable: int
+    parameters: int
+
+
+def dense_sizes(model: PreTrainedModel) -> Dense:
+    """The sizes of a model as it is."""
+    return Dense(prunable=prunable(find_sites(model)), parameters=sum(p.numel() for p in model.parameters()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +42,7 @@ class Job:
     """A recipe applied to a model's sizes: who may lose units, how many stay, and what to tell the user first.
 
     `counts` is None while the allocator waits for measurements of the model; `added` are biases that the model got.
+    `narrowed` and `outside` are parameters that went with hidden channels: those of units, and all others.
     """
 
     everything: list[Site]
@@ -31,6 +52,8 @@ class Job:
     step: int
     prunable: int
     added: int = 0
+    narrowed: int = 0
+    outside: int = 0
     notes: list[str] = field(default_factory=list)
 
     def keeps(self, site: Site) -> int:
@@ -39,15 +62,24 @@ class Job:
         return self.counts.get(site.key, site.n_units)
 
 
-def plan_counts(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None = None) -> Job:
+def plan_counts(
+    model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None = None, dense: Dense | None = None
+) -> Job:
     """How many units each site keeps under a recipe; touches no weight and reads no text.
 
     Where the allocator needs measurements, only whether the budget can be met at all is known, and `counts` is None.
+    Where hidden channels have gone before, `dense` are the sizes from before, and what went with them is paid.
 
     Raises:
-        BudgetError: whole units cannot meet the budget.
+        BudgetError: whole units cannot meet the budget, or hidden channels alone exceed it.
+        RecipeError: the recipe removes hidden channels, and they are all there.
         UnsupportedModelError: unknown family.
     """
+    if recipe.hidden and dense is None:
+        raise RecipeError(
+            f"hidden {recipe.hidden:g} goes with one size and one look at the model: leave it out for saved "
+            "calibrations and for several sizes at once"
+        )
     everything = find_sites(model, recipe.unit)
     blocks = recipe.block_range(len(by_block(everything)))
     notes = []
@@ -65,43 +97,124 @@ def plan_counts(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int]
             f"no site is left to prune: blocks {recipe.blocks!r}, sites {', '.join(recipe.sites)}. "
             "Choose other --blocks or --sites."
         )
-    total = prunable(everything if recipe.unit == "group" else find_sites(model))
-    whole = sum(p.numel() for p in model.parameters())
-    multiple = recipe.multiple_of or (16 if whole < 1_000_000_000 else 128)
-    asked_of = total if recipe.of == "blocks" else whole
+    now = dense_sizes(model)
+    dense = dense or now
+    narrowed = dense.prunable - now.prunable
+    outside = dense.parameters - now.parameters - narrowed
+    asked_of = dense.prunable if recipe.of == "blocks" else dense.parameters
     budget = Budget(
-        target=math.floor(recipe.sparsity * asked_of),
+        target=math.floor(recipe.sparsity * asked_of) - narrowed - (outside if recipe.of == "model" else 0),
         asked_of=asked_of,
         total=prunable(chosen),
-        multiple_of=multiple,
+        multiple_of=_multiple_of(recipe, dense.parameters),
         min_units=recipe.min_units,
         attention_share=recipe.attention_share,
         floor=floor or {},
         legal=_runs(model) if free else _legal(model),
     )
-    job = Job(everything=everything, sites=chosen, budget=budget, counts=None, step=0, prunable=total, notes=notes)
-    if ALLOCATORS[recipe.allocator].needs is None and not recipe.searches_widths:
-        return decide(job, recipe)
-    if recipe.drops_blocks:
-        check_block_budget(model, chosen, budget)
-    else:
-        least_step(chosen, budget)
+    job = Job(
+        everything=everything,
+        sites=chosen,
+        budget=budget,
+        counts=None,
+        step=0,
+        prunable=dense.prunable,
+        narrowed=narrowed,
+        outside=outside,
+        notes=notes,
+    )
+    try:
+        if recipe.hidden:
+            _check_hidden_paid(job, recipe)
+        if ALLOCATORS[recipe.allocator].needs is None and not recipe.searches_widths:
+            return decide(job, recipe)
+        if recipe.drops_blocks:
+            check_block_budget(model, chosen, budget)
+        else:
+            least_step(chosen, budget)
+    except BudgetError:
+        if not recipe.hidden or not 0 <= budget.target < _largest_step(job, recipe):
+            raise
+        return _nothing_more(job, recipe)
     return job
 
 
-def prepare_(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None = None) -> Job:
-    """The plan of a recipe, after giving consumers a bias where the recipe asks for one and the config has room.
+def _multiple_of(recipe: Recipe, parameters: int) -> int:
+    """What kept widths are a multiple of."""
+    return recipe.multiple_of or MULTIPLES[parameters >= SMALL]
+
+
+def hidden_width(width: int, recipe: Recipe, parameters: int) -> int:
+    """How many of `width` hidden channels stay: at least 1 - hidden of them, and a multiple as FFN channels are.
 
     Raises:
-        BudgetError: whole units cannot meet the budget; the model is as it was.
+        BudgetError: none would go; says the smallest share that takes some.
+    """
+    multiple = _multiple_of(recipe, parameters)
+    kept = math.ceil(round((1 - recipe.hidden) * width, 6))
+    kept += -kept % multiple
+    if kept >= width:
+        most = (width - 1) // multiple * multiple
+        least = f"ask for at least {math.ceil((width - most) / width * 1e4) / 1e4:g}" if most else "leave it out"
+        raise BudgetError(
+            f"hidden {recipe.hidden:g} of {width} channels takes none: {kept} stay, a multiple of {multiple}. "
+            f"With --multiple-of {multiple}, {least}."
+        )
+    return kept
+
+
+def _check_hidden_paid(job: Job, recipe: Recipe) -> None:
+    """Raise if the hidden channels alone cost more than the budget."""
+    if job.budget.target < 0:
+        asked = math.floor(recipe.sparsity * job.budget.asked_of)
+        gone = asked - job.budget.target
+        raise BudgetError(
+            f"hidden {recipe.hidden:g} alone removes {gone:,} parameters, and sparsity {recipe.sparsity:g} allows "
+            f"{asked:,}: ask for sparsity {job.budget.share(gone)} or more, or for fewer hidden channels."
+        )
+
+
+def _largest_step(job: Job, recipe: Recipe) -> int:
+    """Parameters between two plans that can be told apart: in one site, or in all blocks that share a width."""
+    steps: dict[str, list[int]] = {}
+    for site in job.sites:
+        steps.setdefault(site.name, []).append(job.budget.step(site))
+    return max(max(found) if recipe.per_block else sum(found) for found in steps.values())
+
+
+def _nothing_more(job: Job, recipe: Recipe) -> Job:
+    """The job that leaves all units where hidden channels have paid the budget to within a step."""
+    step = _largest_step(job, recipe)
+    note = f"the hidden channels leave {job.budget.target:,} parameters of the budget, less than one step of {step:,}"
+    counts = {site.key: site.n_units for site in job.sites}
+    return replace(job, counts=counts, step=step, notes=[*job.notes, f"{note}: no units went"])
+
+
+def prepare_(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    floor: Mapping[str, int] | None = None,
+    narrow_hidden: NarrowHidden | None = None,
+) -> Job:
+    """The plan of a recipe, after giving consumers a bias and removing hidden channels where the recipe says so.
+
+    Args:
+        model: dense.
+        recipe: the whole of it.
+        floor: units that each site must lose at least.
+        narrow_hidden: removes hidden channels; without it a recipe that says so is refused.
+
+    Raises:
+        BudgetError: whole units cannot meet the budget; biases are taken back, hidden channels are not.
+        RecipeError: the recipe removes hidden channels where that cannot be done; the model is as it was.
     """
     if not recipe.bias:
-        return plan_counts(model, recipe, floor)
+        return _narrowed(model, recipe, floor, narrow_hidden)
     sites, without = missing_biases(model, recipe.sites)
     added = add_biases_(model, sites)
     try:
-        job = plan_counts(model, recipe, floor)
-    except BudgetError:
+        job = _narrowed(model, recipe, floor, narrow_hidden)
+    except (BudgetError, RecipeError):
         remove_biases_(model, sites)
         raise
     if added:
@@ -111,6 +224,31 @@ def prepare_(model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | 
         kinds = " and ".join(without)
         job.notes.append(f"{model.config.model_type}: its config gives {kinds} no bias, so repairs there have none")
     return replace(job, added=added)
+
+
+def _narrowed(
+    model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None, narrow_hidden: NarrowHidden | None
+) -> Job:
+    """The plan of a recipe, after removing hidden channels where it says so."""
+    if not recipe.hidden or narrow_hidden is None:
+        return plan_counts(model, recipe, floor)
+    dense = dense_sizes(model)
+    keep = hidden_width(int(model.config.hidden_size), recipe, dense.parameters)
+    own = architecture_of(model.config)
+    opens = own.hidden_stock and all(spec.stock for spec in own.sites)
+    if opens or recipe.per_block:
+        narrow_hidden(model, keep)
+    if not recipe.per_block and not (opens and stock_config(model.config, {})):
+        raise RecipeError(
+            f"{model.config.model_type}: no stock config can say {keep} hidden channels with these heads: leave "
+            "--hidden out, choose another share, or say --per-block (opens with prunelm.load)"
+        )
+    return plan_counts(model, recipe, floor, dense)
+
+
+def first_channels_(shapes: PreTrainedModel, keep: int) -> None:
+    """Remove all but the first hidden channels: for models of which only the shapes matter."""
+    narrow_hidden_(shapes, torch.arange(keep, device="cpu"))
 
 
 def decide(job: Job, recipe: Recipe, *measured: Measured) -> Job:

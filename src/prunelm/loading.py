@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
+from .hidden import built_width, narrow_hidden_
 from .sites import SiteSpec, find_sites, gone_sites, narrow_
 
 FORMAT = 1
@@ -314,11 +315,13 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def widths(model: PreTrainedModel) -> dict[str, dict[str, int]]:
-    """The sizes of every site, from which `narrow_to_` makes the same shapes again."""
+    """The sizes of every site and of a narrowed hidden axis, from which `narrow_to_` makes the same shapes again."""
     found = {}
     for site in find_sites(model):
         measures = site.measures(site.n_units)
         found[site.key] = {name: measures[name] for name in _sizes(site.spec)}
+    if built_width(model) is not None:
+        found["hidden"] = {"units": int(model.config.hidden_size)}
     return found | {key: dict.fromkeys(_sizes(spec), 0) for key, spec in gone_sites(model).items()}
 
 
@@ -328,6 +331,9 @@ def _sizes(spec: SiteSpec) -> tuple[str, ...]:
 
 def narrow_to_(model: PreTrainedModel, wanted: Mapping[str, Mapping[str, int]]) -> None:
     """Narrow a dense model to some widths, keeping whichever units; the right weights are read afterwards."""
+    hidden = wanted.get("hidden", {}).get("units")
+    if hidden is not None and hidden < model.config.hidden_size:
+        narrow_hidden_(model, torch.arange(hidden, device="cpu"))
     for unit, names in (("group", ("units", "kv_heads")), ("query", ("queries",))):
         for key in [site.key for site in find_sites(model, unit)]:
             site = next((s for s in find_sites(model, unit) if s.key == key), None)

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ from .criteria import CRITERIA
 from .data import Batches
 from .depth import drop_blocks_
 from .derivatives import Derivatives, derivatives_of
-from .errors import BudgetError
+from .errors import BudgetError, RecipeError
 from .fusion import with_fusion
-from .job import Job, prepare_
+from .hidden import shapes_of
+from .hidden_pruning import remove_hidden_
+from .job import Job, first_channels_, prepare_
 from .journal import Journal
 from .moments import Moments
 from .observation import Observed, first_producer, observe, observe_pair
@@ -38,8 +40,9 @@ class Report:
     """What was done to a model, in numbers.
 
     `added`: bias parameters that the recipe asked for, part of `parameters_after`; `dropped_blocks`: those of the dense
-    model that went whole. `sites`: per site the kept units out
-    of how many and the errors measured; `notes`: what a user must know.
+    model that went whole. `sites`: per site the kept units out of how many, and the errors measured; `notes`: what a
+    user must know. `hidden`: what was done to the hidden channels, if anything, and `outside`: the parameters that went
+    with them and belong to no unit.
     """
 
     recipe: Recipe
@@ -53,11 +56,13 @@ class Report:
     seconds: float
     added: int = 0
     dropped_blocks: list[int] = field(default_factory=list)
+    outside: int = 0
+    hidden: dict[str, Any] | None = None
 
     @property
     def sparsity_of_blocks(self) -> float:
         """Share of the prunable parameters of the blocks that went."""
-        return (self.parameters_before + self.added - self.parameters_after) / self.prunable
+        return (self.parameters_before + self.added - self.outside - self.parameters_after) / self.prunable
 
     @property
     def sparsity_of_model(self) -> float:
@@ -93,11 +98,22 @@ def prune_(
 
     Raises:
         BudgetError: whole units cannot meet the budget; nothing was changed.
+        RecipeError: hidden channels are to go where they cannot; nothing was changed.
         CalibrationError: statistics are not finite or cannot determine a refit; names the block.
     """
     start = time.perf_counter()
     before = sum(p.numel() for p in model.parameters())
-    job = prepare_(model, recipe, floor)
+    hidden: dict[str, Any] = {}
+    if recipe.hidden:
+        if outlook is not None or floor is not None:
+            raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")
+        prepare_(shapes_of(model), recipe, narrow_hidden=first_channels_)
+    job = prepare_(
+        model,
+        recipe,
+        floor,
+        lambda whole, keep: hidden.update(remove_hidden_(whole, calibration, recipe, keep, progress)),
+    )
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = Derivatives()
     if outlook is None:
@@ -120,7 +136,7 @@ def prune_(
     _carry_out_(work, progress)
     if not recipe.per_block:
         share_config_(model, job)
-    return _reported(work, calibration, refit, before, start, model)
+    return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
 
 
 @torch.no_grad()
@@ -218,6 +234,7 @@ def _reported(
         notes=job.notes,
         seconds=time.perf_counter() - start,
         added=job.added,
+        outside=job.outside,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
 from .errors import RecipeError
+from .hidden_scores import CRITERIA as HIDDEN_CRITERIA
 from .losses import LOSSES
 from .plan import check_sparsity
 from .policy import Policy
@@ -51,6 +52,10 @@ class Recipe:
         blocks_from: the range applies to models with at least this many blocks; smaller ones use all.
         multiple_of: kept FFN channels are a multiple of this; 0 chooses 16 below 1B parameters, 128 above.
         min_units: units that every site keeps at least; 0 lets whole sublayers go, which needs `per_block`.
+        hidden: share of the hidden channels (the width of the residual stream) to remove before any site loses units;
+            what goes with them counts towards `sparsity`, and `multiple_of` holds for the channels that stay.
+        hidden_criterion: what ranks hidden channels: `energy` (their part in what readers put out) or `magnitude`
+            (their part in the readers' weights).
         attention, ffn: criterion and options for each kind of site.
         order: `sequential` (each site sees the already pruned prefix) or `one-shot` (statistics of the dense model).
         reconstruction: what is done to a module's dense weights before it is scored.
@@ -98,6 +103,8 @@ class Recipe:
     blocks_from: int = 0
     multiple_of: int = 0
     min_units: int = 1
+    hidden: float = 0.0
+    hidden_criterion: str = "energy"
     attention: Scoring = Scoring()
     ffn: Scoring = Scoring()
     order: str = "sequential"
@@ -135,6 +142,9 @@ class Recipe:
         _one_of(self, "calibration", ("text", "self-generated"))
         _one_of(self, "covariance_text", ("same", "random-tokens"))
         _one_of(self, "loss", LOSSES)
+        _one_of(self, "hidden_criterion", HIDDEN_CRITERIA)
+        if not 0 <= self.hidden < 1:
+            raise RecipeError(f"hidden must be in [0, 1), got {self.hidden}: 0.25 removes a quarter of the channels")
         for name, least in (
             ("samples", 1),
             ("length", 8),
@@ -241,7 +251,7 @@ class Recipe:
     def reads_text(self) -> bool:
         """Whether any part of the recipe looks at activations."""
         scorings = [self.scoring(name) for name in self.sites]
-        if self.judges_output or self.reads_fisher:
+        if self.judges_output or self.reads_fisher or (self.hidden and self.hidden_criterion == "energy"):
             return True
         return self.reconstruction != "none" or any(CRITERIA[s.criterion].needs(**s.options) for s in scorings)
 
@@ -359,6 +369,8 @@ def _check_policy(recipe: Recipe, policy: Policy) -> None:
         raise RecipeError("policy: pool 'block' keeps the same share of every layer, so no whole layer can go")
     if policy.layers == "block" and (recipe.per_block or recipe.reconstruction != "none"):
         raise RecipeError("policy: dropped blocks leave nothing to repair or narrow: no reconstruction, no per_block")
+    if policy.layers == "block" and recipe.hidden:
+        raise RecipeError("policy: blocks are dropped from a model with all its hidden channels: hidden must be 0")
     if policy.layers == "sublayer" and recipe.min_units:
         raise RecipeError("policy: a sublayer can only go whole where min_units is 0")
     if policy.pool != "block" and policy.layers != "block" and not recipe.per_block:

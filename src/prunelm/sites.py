@@ -54,7 +54,12 @@ class Relabel:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A model family as data: its model types, where its blocks are, and the sites of a block in data-flow order."""
+    """A model family as data: its model types, where its blocks are, and the sites of a block in data-flow order.
+
+    For the hidden dimension: `hidden_fields` are the config fields that say its size, `hidden_writers` the layers
+    outside the blocks that write hidden channels as well as read them, and `hidden_stock` is False where stock code
+    computes something else from the config's hidden size, so that only `prunelm.load` opens a narrower model.
+    """
 
     model_types: tuple[str, ...]
     blocks: str
@@ -62,6 +67,9 @@ class Architecture:
     relabel: Relabel | None = None
     refuse: Mapping[str, Any] = field(default_factory=dict)
     legacy_rope: Mapping[str, str] = field(default_factory=dict)
+    hidden_fields: tuple[str, ...] = ("hidden_size",)
+    hidden_writers: tuple[str, ...] = ()
+    hidden_stock: bool = True
 
 
 @dataclass(frozen=True, eq=False)

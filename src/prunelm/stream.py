@@ -108,6 +108,28 @@ class BlockStream:
                 handle.remove()
         return [self.tokens(found[path], b) for path in paths]
 
+    @torch.no_grad()
+    def capture_outside(self, b: int, paths: Sequence[str]) -> list[Float[Tensor, "row _"]]:
+        """The inputs of layers of the model's head for batch `b`, the stream being behind the last block.
+
+        One row per real token, or per sequence for layers that see only one token of each.
+        """
+        found: dict[str, Tensor] = {}
+
+        def hook(path: str) -> Callable[..., None]:
+            def see(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                found[path] = args[0]
+
+            return see
+
+        handles = [self.model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in paths]
+        try:
+            self.outputs(b, self.hidden[b])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [self.tokens(found[path], b) if found[path].dim() == 3 else found[path] for path in paths]
+
     def tokens(self, a: Float[Tensor, "*batch channel"], b: int) -> Float[Tensor, "token channel"]:
         """The rows of batch `b` that are tokens, not padding."""
         flat = a.reshape(-1, a.shape[-1])

@@ -5,6 +5,7 @@ Our own suite runs these over the registries, so a new plug-in is tested without
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from .data import Batches
 from .errors import BudgetError
 from .fisher import output_fisher
 from .gradients import Gradient, collect
+from .hidden import find_hidden, narrow_hidden_
 from .importance import Importance, gate_slopes, importances
 from .losses import objective
 from .moments import CrossMoments, Moments
@@ -162,6 +164,75 @@ def check_architecture(
         assert (silent - dense).abs().max().item() > 1e-3, f"{key}: silencing changed nothing, the check is empty"
     again = {site.key: site.n_units for site in find_sites(model, unit)}
     assert again == {key: len(units) for key, units in kept.items()}, f"sizes found after narrowing: {again}"
+
+
+@contextlib.contextmanager
+def silenced_hidden(model: PreTrainedModel, kept: Tensor) -> Iterator[None]:
+    """While open, hidden channels that are not kept are zero wherever they are written, and no norm counts them."""
+    axis = find_hidden(model)
+    mask = torch.zeros(axis.width)
+    mask[kept] = 1.0
+    roles = {cut.module: cut.role for cut in axis.cuts}
+    roles |= {module: "norm" for module in model.modules() if isinstance(module, torch.nn.LayerNorm)}
+    handles = []
+    for module, role in roles.items():
+        if role == "norm":
+            handles.append(module.register_forward_hook(_norm_over(module, kept)))
+        elif role in ("embedding", "writer"):
+            handles.append(module.register_forward_hook(lambda _module, _args, output: output * mask.to(output)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _norm_over(norm: torch.nn.Module, kept: Tensor) -> Callable[..., Tensor]:
+    """A hook that replaces a norm's output by that of the same norm over the kept channels, zero elsewhere."""
+    small = copy.deepcopy(norm)
+    for name, parameter in norm.named_parameters(recurse=False):
+        setattr(small, name, torch.nn.Parameter(parameter.detach()[kept]))
+    if isinstance(small, torch.nn.LayerNorm):
+        small.normalized_shape = (len(kept),)
+
+    def replace_output(_module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        found = torch.zeros_like(output)
+        found[..., kept] = small(args[0][..., kept])
+        return found
+
+    return replace_output
+
+
+def check_hidden(
+    build: Callable[[], PreTrainedModel], *, inputs: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> None:
+    """Raise unless removing hidden channels equals silencing them, in every reader, writer and norm.
+
+    Silenced channels are zero in the residual stream at every place, and norms take their statistics over the channels
+    that stay. Two thirds of the channels stay, chosen at random.
+
+    Args:
+        build: makes the same model each time it is called.
+        inputs: what to feed; two random sequences by default.
+        seed: of the choice.
+    """
+    reference, model = build(), build()
+    fed = inputs or tiny_inputs(reference)
+    width = find_hidden(reference).width
+    kept = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[: width * 2 // 3].sort().values
+    dense = outputs(reference, fed)
+    narrow_hidden_(model, kept)
+    with silenced_hidden(reference, kept):
+        silent = outputs(reference, fed)
+    found = outputs(model, fed)
+    if found.shape[-1] != silent.shape[-1]:
+        dense, silent = dense[..., kept], silent[..., kept]
+    gap = (found - silent).abs().max().item()
+    assert gap < 1e-4, f"removing hidden channels differs from silencing them by {gap:.2e}"
+    assert (silent - dense).abs().max().item() > 1e-3, "silencing changed nothing, the check is empty"
+    again = find_hidden(model).width
+    assert again == len(kept), f"hidden size found after narrowing: {again}, not {len(kept)}"
+    assert [s.n_units for s in find_sites(model)] == [s.n_units for s in find_sites(reference)], "sites changed"
 
 
 def _check_partition(site: Site) -> None:

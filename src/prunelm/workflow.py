@@ -13,12 +13,12 @@ from .allocation import Outlook, look_at
 from .calibration import fingerprint, load_calibration, save_calibration
 from .checkpoint import check_target, save
 from .data import Batches, read_documents, read_labeled, sample_batches
-from .errors import BudgetError, DataError, RecipeError
+from .errors import BudgetError, CheckpointError, DataError, RecipeError
 from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
 from .family import prune_family
 from .generate import random_tokens, self_generated
-from .job import Job, plan_counts, prepare_
+from .job import Job, first_channels_, plan_counts, prepare_
 from .journal import Journal
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
@@ -84,17 +84,20 @@ def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     Where widths are decided by measurements, `removed` is the budget, met within one unit, and `kept` is empty.
     """
     removed = job.budget.target
+    before = sum(p.numel() for p in model.parameters())
     widths: dict[str, list[int]] = {}
     if job.counts is not None:
         removed = sum((site.n_units - job.keeps(site)) * site.cost for site in job.sites)
         for site in job.sites:
             widths.setdefault(site.name, []).append(job.keeps(site))
-    before = sum(p.numel() for p in model.parameters())
+    if job.narrowed:
+        widths["hidden"] = [int(model.config.hidden_size)]
+    gone = removed + job.narrowed + job.outside
     return {
-        "removed": removed,
+        "removed": gone,
         "parameters": before - removed,
-        "share_of_blocks": removed / job.prunable,
-        "share_of_model": removed / before,
+        "share_of_blocks": (removed + job.narrowed) / job.prunable,
+        "share_of_model": gone / (before + job.narrowed + job.outside),
         "kept": {name: sorted(set(counts)) for name, counts in widths.items()},
         "notes": job.notes,
     }
@@ -103,7 +106,7 @@ def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
 def dry_run(model: str | Path, recipe: Recipe, **access: bool) -> dict[str, Any]:
     """What `prune` would remove under a recipe, from the model's config alone."""
     shapes = skeleton(find_model(model, **access))
-    return planned(shapes, prepare_(shapes, recipe))
+    return planned(shapes, prepare_(shapes, recipe, narrow_hidden=first_channels_))
 
 
 def prune(
@@ -144,6 +147,8 @@ def prune(
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    if calibrated is not None:
+        _check_no_hidden(chosen, "a saved calibration, which has seen all the channels")
     files = _files(model, [chosen], [Path(out)], text, dtype, force, access, seen=calibrated is not None)
     outlook = load_calibration(calibrated, source=files.source, recipe=chosen) if calibrated is not None else None
     progress("loading", 0, 1)
@@ -182,6 +187,7 @@ def prune_sizes(
         PruneLMError: one line that says what to do; folders that were finished before stay.
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, sparsity=min(sparsities), **overrides)
+    _check_no_hidden(chosen, "several sizes at once, whose units are nested in the dense model")
     sizes = [replace(chosen, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
@@ -203,6 +209,16 @@ def prune_sizes(
         files.save(pruned, report, folder)
         reports[folder] = report
     return reports
+
+
+def _check_no_hidden(recipe: Recipe, what: str) -> None:
+    """Raise if a recipe removes hidden channels where that would mean something else.
+
+    Raises:
+        RecipeError: names what it does not go with.
+    """
+    if recipe.hidden:
+        raise RecipeError(f"hidden {recipe.hidden:g} does not go with {what}: leave one of the two out")
 
 
 def calibrate(
@@ -228,6 +244,7 @@ def calibrate(
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    _check_no_hidden(chosen, "a saved calibration, which serves any size")
     files = _files(model, [chosen], [Path(out)], text, None, force, access)
     dense = load_model(files.source)
     batches, _ = files.read(dense, chosen)
@@ -274,6 +291,7 @@ def repair(
     """
     check_target(out, force=force)
     source, other = find_model(dense, **access), find_model(pruned, **access)
+    _check_all_channels(other)
     documents = read_documents(text)
     model = load_model(source)
     planned_kept = planned_units(other.plan(), model)
@@ -309,6 +327,20 @@ def repair(
     written = DTYPES[dtype] if dtype else stored_dtype(other)
     save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
     return report
+
+
+def _check_all_channels(pruned: Source) -> None:
+    """Raise if a folder says that hidden channels went.
+
+    Raises:
+        CheckpointError: with both widths.
+    """
+    hidden = (pruned.plan() or {}).get("hidden")
+    if hidden:
+        raise CheckpointError(
+            f"{pruned.name} has {len(hidden['kept'])} of {hidden['units']} hidden channels, and only units can be "
+            "repaired afterwards: prune the dense model again, with a recipe that repairs"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +390,7 @@ def _files(
     need = 0
     for size in sizes:
         shapes = skeleton(source)
-        need += planned(shapes, prepare_(shapes, size))["parameters"] * written.itemsize
+        need += planned(shapes, prepare_(shapes, size, narrow_hidden=first_channels_))["parameters"] * written.itemsize
     check_target(folders[0] if len(folders) == 1 else folders[0].parent, force=True, need_bytes=need)
     documents, labels = _read_text(text, chosen) if text is not None and reads else (None, None)
     return _Files(
@@ -427,6 +459,8 @@ def calibration_batches(
 
 def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
     widest = max(weight_of(site.consumer.layer).shape[1] for site in find_sites(model, recipe.unit))
+    if recipe.hidden:
+        widest = max(widest, int(model.config.hidden_size))
     fitted = int(found.tokens * (1 - recipe.held_out))
     if fitted < widest:
         raise DataError(

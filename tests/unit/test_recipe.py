@@ -21,6 +21,7 @@ SHIPPED = (
     "hywia",
     "l1",
     "l2",
+    "liar",
     "obs",
     "osp",
     "osp-repaired",

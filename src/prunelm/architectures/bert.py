@@ -34,6 +34,7 @@ architecture(
             ),
         ),
         refuse={"add_cross_attention": True},
+        hidden_writers=("pooler.dense", "predictions.transform.dense"),
     ),
     __name__,
 )

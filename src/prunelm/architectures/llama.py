@@ -42,6 +42,11 @@ architecture(
     __name__,
 )
 architecture(
-    Architecture(model_types=("mistral", "qwen2", "gemma2"), blocks="layers", sites=(ATTENTION, FFN)),
+    Architecture(model_types=("mistral", "qwen2"), blocks="layers", sites=(ATTENTION, FFN)),
+    __name__,
+)
+# Gemma multiplies its embeddings by the root of the config's hidden size, which must stay that of the dense model.
+architecture(
+    Architecture(model_types=("gemma2",), blocks="layers", sites=(ATTENTION, FFN), hidden_stock=False),
     __name__,
 )

@@ -30,6 +30,7 @@ architecture(
                 config_fields={"ffn_dim": "units"},
             ),
         ),
+        hidden_fields=("hidden_size", "word_embed_proj_dim"),
     ),
     __name__,
 )

@@ -5,11 +5,13 @@ from dataclasses import replace
 from . import Architecture, architecture
 from .llama import ATTENTION, FFN
 
+NORMED = replace(ATTENTION, normed=("self_attn.q_proj", "self_attn.k_proj"))
+
 architecture(
-    Architecture(
-        model_types=("qwen3", "gemma3_text"),
-        blocks="layers",
-        sites=(replace(ATTENTION, normed=("self_attn.q_proj", "self_attn.k_proj")), FFN),
-    ),
+    Architecture(model_types=("qwen3",), blocks="layers", sites=(NORMED, FFN)),
+    __name__,
+)
+architecture(
+    Architecture(model_types=("gemma3_text",), blocks="layers", sites=(NORMED, FFN), hidden_stock=False),
     __name__,
 )
