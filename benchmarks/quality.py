@@ -203,7 +203,7 @@ def pruned_by(
     source = find_model(model)
     tokenizer, pruned = load_tokenizer(source), load_model(source)
     if recipe is None:
-        return pruned, tokenizer, {}
+        return pruned, tokenizer, {"parameters": pruned.num_parameters()}
     read = documents if recipe.calibration == "text" else None
     calibration, refit = calibration_batches(pruned, tokenizer, recipe, read, name="benchmark text")
     report = prune_(pruned, calibration, recipe, refit=refit)

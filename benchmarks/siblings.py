@@ -78,6 +78,13 @@ def _encoder() -> None:
         for repair in REPAIRS:
             recipe = Recipe.load("obs", sparsity=0.5, criterion=criterion, reconstruction=repair, **_SMALL)
             measure("siblings", f"minilm {criterion} {repair}", lambda r=recipe: cells_of(model, r, sentences, texts))
+    for name in ("obs", "liar"):
+        for hidden in (0.0, 0.125, 0.25):
+            sizes = {"sparsity": 0.5, "hidden": hidden, "per_block": True, "samples": 800, "length": 128}
+            recipe = Recipe.load(name, **sizes)
+            measure(
+                "siblings", f"minilm {name} hidden {hidden:g}", lambda r=recipe: cells_of(model, r, sentences, texts)
+            )
 
 
 _SMALL: dict[str, Any] = {
