@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelm.demo import model_file
 from prunelm.depth import block_influence, drop_blocks_
 from prunelm.evaluation import evaluate
+from prunelm.journal import Journal
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
@@ -186,10 +187,16 @@ def _cell(model: Path, recipe: Recipe | None, documents: list[str], text: Path, 
 
 
 def cells_of(
-    model: Path, recipe: Recipe | None, documents: list[str], texts: dict[str, Path], **options: Any
+    model: Path,
+    recipe: Recipe | None,
+    documents: list[str],
+    texts: dict[str, Path],
+    *,
+    journal: Journal | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Prune in memory and evaluate on some texts."""
-    pruned, tokenizer, entry = pruned_by(recipe, model, documents)
+    pruned, tokenizer, entry = pruned_by(recipe, model, documents, journal=journal)
     return {
         **entry,
         "evaluation": {name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()},
@@ -197,7 +204,7 @@ def cells_of(
 
 
 def pruned_by(
-    recipe: Recipe | None, model: Path, documents: list[str]
+    recipe: Recipe | None, model: Path, documents: list[str], *, journal: Journal | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, dict[str, Any]]:
     """The model as a recipe leaves it (as it is, without one), its tokenizer, and what is recorded of the pruning."""
     source = find_model(model)
@@ -206,7 +213,7 @@ def pruned_by(
         return pruned, tokenizer, {"parameters": pruned.num_parameters()}
     read = documents if recipe.calibration == "text" else None
     calibration, refit = calibration_batches(pruned, tokenizer, recipe, read, name="benchmark text")
-    report = prune_(pruned, calibration, recipe, refit=refit)
+    report = prune_(pruned, calibration, recipe, refit=refit, journal=journal)
     entry = {
         "recipe": recipe.to_dict(),
         "parameters": report.parameters_after,

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from prunelm.journal import Journal
 from prunelm.recipe import Recipe
 
 from .quality import C4, WIKITEXT, c4_part, cells_of, dequantized, written
@@ -38,17 +39,19 @@ def main() -> None:
 
 
 def _decoder() -> None:
-    documents, options = c4_part(0, 90), {"length": 1024, "max_tokens": 20_480}
+    documents, options = c4_part(0, 90), {"length": 1024, "max_tokens": 10_240}
     with tempfile.TemporaryDirectory() as scratch:
         dense = dequantized(Path(scratch) / "dense")
         texts = {"WikiText-2": WIKITEXT, "C4": written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))}
 
-        def cell(name: str, recipe: Recipe | None) -> None:
-            measure("siblings", name, lambda: cells_of(dense, recipe, documents, texts, **options))
+        def cell(name: str, recipe: Recipe | None, journal: Path | None = None) -> None:
+            kept = lambda: None if journal is None else Journal(journal)  # noqa: E731
+            measure("siblings", name, lambda: cells_of(dense, recipe, documents, texts, journal=kept(), **options))
 
         cell("dense", None)
         for name, recipe in _osp():
-            cell(name, recipe)
+            # The search of `osp-repaired` is that of `osp`, step by step: the second reads it from the first's journal.
+            cell(name, recipe, Path(scratch) / "osp.jsonl" if name.startswith("osp") and "start" not in name else None)
         for sparsity in (0.2, 0.5):
             for name, fusion in FUSED.items():
                 scoring = {"criterion": "fused", **fusion}

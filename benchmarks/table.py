@@ -115,7 +115,8 @@ def _siblings(entries: Mapping[str, Any]) -> list[str]:
         "## The sibling methods",
         "",
         "`python -m benchmarks siblings`. SmolLM2-135M-Instruct, calibrated on C4 as the recipes say, evaluated as "
-        f"above. Dense perplexity: {stated}. ± is the standard error over windows; seconds beside other work.",
+        f"above. Dense perplexity: {stated}. ± is the standard error over windows; seconds beside other work "
+        "(`osp-repaired`: without the search, which is that of `osp`).",
         "",
         _row(["", *(f"perplexity, {text}" for text in dense), "calibration tokens", "seconds"]),
         _row(["---"] * (len(dense) + 3)),

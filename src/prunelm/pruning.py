@@ -191,7 +191,7 @@ def _carry_out_(work: "_Work", progress: Progress) -> None:
     last = max(groups)
     for i in range(last + 1):
         progress("pruning", i, last + 1)
-        work.block_(i, groups.get(i, []), advance=i < last)
+        work.block_(i, groups.get(i, []), advance=i < last and work.looks)
     progress("pruning", last + 1, last + 1)
     Plan(work.kept).check(job.sites, job.budget, job.step)
 
@@ -274,6 +274,7 @@ class _Work:
         self.stream = stream
         targets = chosen.stage == "repair" and (recipe.dense_share > 0 or recipe.choose_share)
         self.dense = self.stream.fork() if self.refit is not None or targets else None
+        self.looks = chosen.stage != "none" or not all(site.key in scores for site in job.sites)
         self.repair = ConsumerRepair(chosen, stream, self.dense, read, recipe) if chosen.stage == "repair" else None
 
     def block_(self, i: int, sites: Sequence[Site], *, advance: bool) -> None:
