@@ -15,7 +15,7 @@ LAYERS = [
     {"registry"},
     {"sites", "moments", "solver", "elimination", "exchange"},
     {"stream", "plan", "architectures", "stock"},
-    {"similarity", "data", "speed", "knapsack", "biases", "gradients", "journal", "depth"},
+    {"similarity", "data", "speed", "per_block", "knapsack", "biases", "gradients", "journal", "depth"},
     {"fisher"},
     {"criteria", "allocators", "reconstructions", "generate"},
     {"recipe", "observation", "repairing"},

@@ -60,8 +60,16 @@ from transformers import AutoModelForCausalLM  # or the class that config.json n
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```"""
 
-_HOW_PRUNELM = """Its widths differ between blocks (or its head count cannot be said by a stock config), which plain
-`transformers` refuses to open. Use PruneLM's loader, which runs no remote code:
+_HOW_PRUNELM = """Its blocks differ in width (or have a head count that no stock config can say), so plain
+`transformers` refuses to open it. The folder holds a small modeling file, which narrows the stock class; read it,
+then allow it:
+
+```python
+from transformers import AutoModelForCausalLM  # or the class that auto_map in config.json names
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+```
+
+Without running code from the folder, with PruneLM installed:
 
 ```python
 import prunelm

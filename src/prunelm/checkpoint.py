@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .card import model_card
 from .errors import CheckpointError
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
+from .per_block import modeling_file, stored_names
 from .pruning import Report
 from .sites import architecture_of, find_sites
 from .stock import stock_config
@@ -226,7 +227,9 @@ def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConf
     if config is not None and hasattr(config, "sliding_window"):
         raw["sliding_window"] = config.sliding_window
     if config is None:
-        raw["per_layer_config"] = _per_layer(model, report)
+        raw |= {"per_layer_config": _per_layer(model, report), **stored_names(model)}
+        name, text = modeling_file(model)
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -291,7 +294,10 @@ def prove_folder(model: PreTrainedModel, folder: Path) -> float:
         target = Path(scratch) / "expected.safetensors"
         save_file({"ids": ids, "logits": expected.contiguous()}, target)
         run = subprocess.run(
-            [sys.executable, "-m", "prunelm.verify", str(folder), str(target)], capture_output=True, text=True
+            [sys.executable, "-m", "prunelm.verify", str(folder), str(target)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_MODULES_CACHE": scratch},
         )
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]

@@ -113,7 +113,9 @@ def prune(
     ridge: Annotated[float | None, typer.Option(help="Pull of a refit towards the present weights.")] = None,
     bias: Annotated[bool | None, typer.Option(help="Give consumers a bias where the config can.")] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the calibration that judges repairs.")] = None,
-    per_block: Annotated[bool | None, typer.Option(help="Widths may differ (opens with prunelm.load).")] = None,
+    per_block: Annotated[
+        bool | None, typer.Option(help="Widths may differ (opens with trust_remote_code or prunelm.load).")
+    ] = None,
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The same widths in every block, for plain loaders.")
     ] = False,
@@ -458,7 +460,10 @@ def _notes(notes: Sequence[str]) -> None:
 def _how_to_load(loader: str, folder: Path) -> str:
     if loader == "transformers":
         return f"Load it: AutoModelForCausalLM.from_pretrained({str(folder)!r}), or the class its config names."
-    return f"Its widths need PruneLM's loader: prunelm.load({str(folder)!r})."
+    return (
+        f"Its blocks differ: prunelm.load({str(folder)!r}), or from_pretrained with trust_remote_code=True, which runs "
+        "the modeling file in that folder."
+    )
 
 
 def _listing() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
+from .per_block import stock_names
 from .sites import find_sites, narrow_
 
 FORMAT = 1
@@ -60,8 +61,8 @@ class Source:
     trust_remote_code: bool = False
 
     def config(self) -> dict[str, Any]:
-        """The raw config.json."""
-        return read_json(self.folder / "config.json")
+        """The config.json, in the words of stock transformers."""
+        return stock_names(read_json(self.folder / "config.json"))
 
     def plan(self) -> dict[str, Any] | None:
         """The pruning.json of a checkpoint that PruneLM wrote, or None."""
