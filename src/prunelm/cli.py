@@ -401,6 +401,29 @@ def demo(
     out.print(f"\nThe pruned model is in {out_folder}. {_how_to_load(result.loader, out_folder)}")
 
 
+@app.command()
+def export(
+    model: Model,
+    out_file: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.")],
+    type_: Annotated[str, typer.Option("--type", help="Of the matrices: f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    parent: Annotated[
+        Path | None, typer.Option(help="The dense model's .gguf file, for its vocabulary and metadata.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write MODEL as one GGUF file for llama.cpp, whatever its widths."""
+    from .gguf_export import export as run
+
+    with _quiet():
+        found = run(model, out_file, type=type_, parent=parent, force=force)
+    _notes(found.notes)
+    if as_json:
+        _print_json({**vars(found), "path": str(found.path)})
+        return
+    out.print(f"{out_file}: {found.architecture}, {found.type}, {found.bytes:,} bytes, every value read back")
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Measures down, models across, the first being the dense one."""
     table = Table("", *(Path(row["model"]).name for row in rows))

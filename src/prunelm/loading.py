@@ -116,7 +116,7 @@ def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickl
     """
     path = Path(name)
     if path.suffix == ".gguf":
-        _check_gguf(path)
+        check_gguf(path)
         return Source(name=str(name), folder=path.parent, gguf=path.name)
     folder = path if path.is_dir() else _from_hub(str(name), allow_pickle)
     source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code)
@@ -168,7 +168,12 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
             raise CheckpointError(f"{file}: damaged or cut short ({error}). Get the file again.") from error
 
 
-def _check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> None:
+    """Raise unless a file is a whole GGUF file.
+
+    Raises:
+        CheckpointError: says whether it is missing, damaged, or cut short.
+    """
     from gguf import GGUFReader
 
     if not path.is_file():
