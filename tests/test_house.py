@@ -25,7 +25,7 @@ LAYERS = [
     {"allocation", "consumer_repair", "gguf_vocabulary"},
     {"pruning", "matching", "gguf_export"},
     {"checkpoint", "family", "testing"},
-    {"calibration"},
+    {"calibration", "finalizing"},
     {"workflow"},
     {"demo"},
     {"cli"},

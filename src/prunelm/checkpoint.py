@@ -227,7 +227,7 @@ def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConf
     if config is not None and hasattr(config, "sliding_window"):
         raw["sliding_window"] = config.sliding_window
     if config is None:
-        raw |= {"per_layer_config": _per_layer(model, report), **stored_names(model)}
+        raw |= {"per_layer_config": per_layer_config(model, report.recipe.unit), **stored_names(model)}
         name, text = modeling_file(model)
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -252,10 +252,10 @@ def legacy_rope(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def _per_layer(model: PreTrainedModel, report: Report) -> dict[str, dict[str, int]]:
+def per_layer_config(model: PreTrainedModel, unit: str = "group") -> dict[str, dict[str, int]]:
     """The widths of each block that differ from the config's, under the names of config fields."""
     layers: dict[str, dict[str, int]] = {}
-    for site in find_sites(model, report.recipe.unit):
+    for site in find_sites(model, unit):
         for name, value in site.config_values(site.n_units).items():
             if getattr(model.config, name, None) != value and name != "head_dim":
                 layers.setdefault(str(site.block), {})[name] = value

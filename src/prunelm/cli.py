@@ -424,6 +424,23 @@ def export(
     out.print(f"{out_file}: {found.architecture}, {found.type}, {found.bytes:,} bytes, every value read back")
 
 
+@app.command()
+def finalize(
+    folder: Annotated[Path, typer.Argument(help="Folder that another program saved again; changed in place.")],
+    like: Annotated[Path | None, typer.Option(help="The folder that the other program read.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put back what another program dropped from FOLDER: legacy rotary keys, dtypes, widths per block."""
+    from .finalizing import finalize as run
+
+    with _quiet():
+        found = run(folder, like=like)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(f"{folder}: put back {', '.join(found)}" if found else f"{folder}: nothing was missing")
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Measures down, models across, the first being the dense one."""
     table = Table("", *(Path(row["model"]).name for row in rows))

@@ -343,14 +343,16 @@ def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:
     return torch.cat([torch.arange(keep, device="cpu") + s * per for s in range(strata)])
 
 
-def skeleton(source: Source) -> PreTrainedModel:
+def skeleton(source: Source, plan: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """The model's shapes without its weights: built on the meta device, in no time and no memory.
+
+    `plan`: a pruning.json in place of the source's own.
 
     Raises:
         CheckpointError: the config cannot be read.
         UnsupportedModelError: transformers does not know the model type.
     """
-    plan = source.plan()
+    plan = plan or source.plan()
     with _answered(source, "its config builds no model"):
         if source.gguf is not None:
             config = AutoConfig.from_pretrained(str(source.folder), gguf_file=source.gguf)

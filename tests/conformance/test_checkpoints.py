@@ -56,13 +56,12 @@ def _unevenly_(model):
             narrow_(site, torch.arange(1, site.n_units))
 
 
-def _run(python, script, root):
+def _run(python, script, root, *more):
     script = Path(__file__).parent / script
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment = {**own, "HF_MODULES_CACHE": str(root / "modules")} if script.stem == "open_with_code" else None
-    run = subprocess.run(
-        [python, str(script), str(root)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment
-    )
+    environment = {**own, "HF_MODULES_CACHE": str(root.parent / "modules")} if script.stem != "load_folders" else None
+    command = [python, str(script), str(root), *map(str, more)]
+    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
 
 
@@ -147,6 +146,16 @@ def test_another_transformers_computes_the_same(folders, name, mode):
             (root / "other" / folder.name).symlink_to(folder)
         _run(other, "open_with_code.py", root / "other")
     _same_as_in_memory(load_file(root / "other" / "with-code.safetensors"), models, name, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["per-block", "uniform"])
+@pytest.mark.parametrize("name", sorted(TINY.keys() - {"bert"}))
+def test_lora_attaches_trains_and_merges(folders, tmp_path, name, mode):
+    pytest.importorskip("peft")
+    _run(sys.executable, "tune_with_peft.py", folders[0] / f"{name}-{mode}", tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+    assert bool(list((tmp_path / "tuned").glob("modeling_*.py"))) == (mode == "per-block")
 
 
 @pytest.mark.parametrize("model_class", ["BertForMaskedLM", "BertForSequenceClassification"])
