@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .data import read_documents as read_documents
     from .data import sample_batches as sample_batches
     from .errors import PruneLMError as PruneLMError
+    from .finalizing import finalize as finalize
+    from .gguf_export import export as export
     from .loading import load as load
     from .pruning import Report as Report
     from .pruning import prune_ as prune_
@@ -32,6 +34,8 @@ _HOME = {
     "calibrate": "workflow",
     "compare": "workflow",
     "evaluate": "workflow",
+    "export": "gguf_export",
+    "finalize": "finalizing",
     "find_sites": "sites",
     "inspect": "workflow",
     "load": "loading",

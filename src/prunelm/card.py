@@ -10,6 +10,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
     sizes = facts["parameters"]
     calibration = facts["calibration"]["criterion"]
     opens = _HOW_STOCK if facts["loader"] == "transformers" else _HOW_PRUNELM
+    if facts["loader"] != "transformers" and not facts.get("modeling_file", True):
+        opens = _HOW_OURS
     lines = [
         "---",
         "library_name: transformers",
@@ -62,8 +64,25 @@ from transformers import AutoModelForCausalLM  # or the class that config.json n
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```"""
 
-_HOW_PRUNELM = """Its widths differ between blocks (or its head count cannot be said by a stock config), which plain
-`transformers` refuses to open. Use PruneLM's loader, which runs no remote code:
+_HOW_PRUNELM = """Its blocks differ in width (or have a head count that no stock config can say), so plain
+`transformers` refuses to open it. The folder holds a small modeling file, which narrows the stock class; read it,
+then allow it:
+
+```python
+from transformers import AutoModelForCausalLM  # or the class that auto_map in config.json names
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+```
+
+Without running code from the folder, with PruneLM installed:
+
+```python
+import prunelm
+model = prunelm.load("FOLDER")
+```"""
+
+
+_HOW_OURS = """It has sublayers without units or a narrower residual stream than its class is built with, so plain
+`transformers` refuses to open it. With PruneLM installed, which runs no code from the folder:
 
 ```python
 import prunelm

@@ -24,6 +24,7 @@ from .card import model_card
 from .errors import CheckpointError
 from .hidden import built_config, built_width
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
+from .per_block import carries_code, modeling_file, stored_names
 from .pruning import Report
 from .sites import architecture_of, find_sites, gone_sites
 from .stock import stock_config
@@ -158,6 +159,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
     return {
         "format": FORMAT,
         "loader": loader,
+        "modeling_file": loader == "prunelm" and carries_code(model),
         "base_model": _base_name(source, model),
         "recipe": report.recipe.to_dict(),
         "parameters": {
@@ -230,7 +232,10 @@ def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConf
     if config is not None and hasattr(config, "sliding_window"):
         raw["sliding_window"] = config.sliding_window
     if config is None:
-        raw["per_layer_config"] = _per_layer(model, report)
+        raw |= {"per_layer_config": per_layer_config(model, report.recipe.unit), **stored_names(model)}
+    if config is None and carries_code(model):
+        name, text = modeling_file(model)
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -253,10 +258,10 @@ def legacy_rope(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def _per_layer(model: PreTrainedModel, report: Report) -> dict[str, dict[str, int]]:
+def per_layer_config(model: PreTrainedModel, unit: str = "group") -> dict[str, dict[str, int]]:
     """The widths of each block that differ from the config's, under the names of config fields."""
     layers: dict[str, dict[str, int]] = {}
-    for site in find_sites(model, report.recipe.unit):
+    for site in find_sites(model, unit):
         for name, value in site.config_values(site.n_units).items():
             if getattr(model.config, name, None) != value and name != "head_dim":
                 layers.setdefault(str(site.block), {})[name] = value
@@ -297,7 +302,10 @@ def prove_folder(model: PreTrainedModel, folder: Path) -> float:
         target = Path(scratch) / "expected.safetensors"
         save_file({"ids": ids, "logits": expected.contiguous()}, target)
         run = subprocess.run(
-            [sys.executable, "-m", "prunelm.verify", str(folder), str(target)], capture_output=True, text=True
+            [sys.executable, "-m", "prunelm.verify", str(folder), str(target)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_MODULES_CACHE": scratch},
         )
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]

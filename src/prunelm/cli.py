@@ -113,7 +113,9 @@ def prune(
     ridge: Annotated[float | None, typer.Option(help="Pull of a refit towards the present weights.")] = None,
     bias: Annotated[bool | None, typer.Option(help="Give consumers a bias where the config can.")] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the calibration that judges repairs.")] = None,
-    per_block: Annotated[bool | None, typer.Option(help="Widths may differ (opens with prunelm.load).")] = None,
+    per_block: Annotated[
+        bool | None, typer.Option(help="Widths may differ (opens with trust_remote_code or prunelm.load).")
+    ] = None,
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The same widths in every block, for plain loaders.")
     ] = False,
@@ -407,6 +409,46 @@ def demo(
     out.print(f"\nThe pruned model is in {out_folder}. {_how_to_load(result.loader, out_folder)}")
 
 
+@app.command()
+def export(
+    model: Model,
+    out_file: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.")],
+    type_: Annotated[str, typer.Option("--type", help="Of the matrices: f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    parent: Annotated[
+        Path | None, typer.Option(help="The dense model's .gguf file, for its vocabulary and metadata.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write MODEL as one GGUF file for llama.cpp, whatever its widths."""
+    from .gguf_export import export as run
+
+    with _quiet():
+        found = run(model, out_file, type=type_, parent=parent, force=force)
+    _notes(found.notes)
+    if as_json:
+        _print_json({**vars(found), "path": str(found.path)})
+        return
+    out.print(f"{out_file}: {found.architecture}, {found.type}, {found.bytes:,} bytes, every value read back")
+
+
+@app.command()
+def finalize(
+    folder: Annotated[Path, typer.Argument(help="Folder that another program saved again; changed in place.")],
+    like: Annotated[Path | None, typer.Option(help="The folder that the other program read.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put back what another program dropped from FOLDER: legacy rotary keys, dtypes, widths per block."""
+    from .finalizing import finalize as run
+
+    with _quiet():
+        found = run(folder, like=like)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(f"{folder}: put back {', '.join(found)}" if found else f"{folder}: nothing was missing")
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Measures down, models across, the first being the dense one."""
     table = Table("", *(Path(row["model"]).name for row in rows))
@@ -466,7 +508,12 @@ def _notes(notes: Sequence[str]) -> None:
 def _how_to_load(loader: str, folder: Path) -> str:
     if loader == "transformers":
         return f"Load it: AutoModelForCausalLM.from_pretrained({str(folder)!r}), or the class its config names."
-    return f"Its widths need PruneLM's loader: prunelm.load({str(folder)!r})."
+    if not list(folder.glob("modeling_*.py")):
+        return f"No stock class has its shapes: prunelm.load({str(folder)!r})."
+    return (
+        f"Its blocks differ: prunelm.load({str(folder)!r}), or from_pretrained with trust_remote_code=True, which runs "
+        "the modeling file in that folder."
+    )
 
 
 def _listing() -> dict[str, Any]:

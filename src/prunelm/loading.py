@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
 from .hidden import built_width, narrow_hidden_
+from .per_block import stock_names
 from .sites import SiteSpec, find_sites, gone_sites, narrow_
 
 FORMAT = 1
@@ -61,8 +62,8 @@ class Source:
     trust_remote_code: bool = False
 
     def config(self) -> dict[str, Any]:
-        """The raw config.json."""
-        return read_json(self.folder / "config.json")
+        """The config.json, in the words of stock transformers."""
+        return stock_names(read_json(self.folder / "config.json"))
 
     def plan(self) -> dict[str, Any] | None:
         """The pruning.json of a checkpoint that PruneLM wrote, or None."""
@@ -116,7 +117,7 @@ def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickl
     """
     path = Path(name)
     if path.suffix == ".gguf":
-        _check_gguf(path)
+        check_gguf(path)
         return Source(name=str(name), folder=path.parent, gguf=path.name)
     folder = path if path.is_dir() else _from_hub(str(name), allow_pickle)
     source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code)
@@ -168,7 +169,12 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
             raise CheckpointError(f"{file}: damaged or cut short ({error}). Get the file again.") from error
 
 
-def _check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> None:
+    """Raise unless a file is a whole GGUF file.
+
+    Raises:
+        CheckpointError: says whether it is missing, damaged, or cut short.
+    """
     from gguf import GGUFReader
 
     if not path.is_file():
@@ -350,14 +356,16 @@ def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:
     return torch.cat([torch.arange(keep, device="cpu") + s * per for s in range(strata)])
 
 
-def skeleton(source: Source) -> PreTrainedModel:
+def skeleton(source: Source, plan: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """The model's shapes without its weights: built on the meta device, in no time and no memory.
+
+    `plan`: a pruning.json in place of the source's own.
 
     Raises:
         CheckpointError: the config cannot be read.
         UnsupportedModelError: transformers does not know the model type.
     """
-    plan = source.plan()
+    plan = plan or source.plan()
     with _answered(source, "its config builds no model"):
         if source.gguf is not None:
             config = AutoConfig.from_pretrained(str(source.folder), gguf_file=source.gguf)

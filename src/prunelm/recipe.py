@@ -44,7 +44,7 @@ class Recipe:
         sparsity: share of parameters to remove, of what `of` says.
         of: `blocks` (parameters of prunable units) or `model` (all parameters, embeddings included).
         allocator: how the budget is divided over the sites.
-        per_block: whether widths may differ between blocks (opens with `prunelm.load`, not with plain loaders).
+        per_block: whether widths may differ between blocks (opens with `trust_remote_code` or `prunelm.load`).
         sites: which kinds of site may lose units.
         unit: what a unit of attention is: a KV `group`, or the same number of `query` heads from every group.
         attention_share: sparsity of attention relative to the overall one; 0 leaves attention alone.

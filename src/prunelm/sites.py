@@ -53,6 +53,22 @@ class Relabel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GgufForm:
+    """An architecture of llama.cpp that computes what the family does, and what it can hold.
+
+    `per_block`: a width for each block. `head_dim`: a head size of its own. `pairs`: q and k with rotary pairs side by
+    side. `fused`: q, k and v in one matrix, and the output tied to the embeddings. `biases`: those the family has.
+    """
+
+    name: str
+    per_block: bool = False
+    head_dim: bool = True
+    pairs: bool = False
+    fused: bool = False
+    biases: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A model family as data: its model types, where its blocks are, and the sites of a block in data-flow order.
 
@@ -70,6 +86,7 @@ class Architecture:
     hidden_fields: tuple[str, ...] = ("hidden_size",)
     hidden_writers: tuple[str, ...] = ()
     hidden_stock: bool = True
+    gguf: tuple[GgufForm, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Every family, uniform and per block: written, opened in one fresh process, and compared with the model in memory."""
 
+import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,10 @@ from safetensors.torch import load_file
 from prunelm.checkpoint import save
 from prunelm.data import Batches
 from prunelm.loading import load
+from prunelm.per_block import modeling_file, stock_names
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
+from prunelm.sites import find_sites, narrow_
 from prunelm.testing import TINY, outputs, tiny_model
 
 NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
@@ -40,15 +44,52 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("folders")
     models = {}
     for name, mode in CASES:
-        model = tiny_model(name, num_hidden_layers=3)
+        model = tiny_model(name, num_hidden_layers=3, max_position_embeddings=128)
         text = NO_TEXT if mode in ("uniform", "per-block") else SOME_TEXT
         report = prune_(model, text, _recipe(mode))
+        if mode == "per-block":
+            _unevenly_(model)
         save(model, report, root / f"{name}-{mode}", prove=False)
         models[name, mode] = model
-    script = Path(__file__).parent / "load_folders.py"
-    run = subprocess.run([sys.executable, str(script), str(root)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
+    _run(sys.executable, "load_folders.py", root)
     return root, models, load_file(root / "found.safetensors")
+
+
+def _unevenly_(model):
+    """Take one more unit from each site of the last block."""
+    for name in ("attention", "ffn"):
+        site = next(s for s in find_sites(model) if s.key == f"2.{name}")
+        if site.n_units > 1:
+            narrow_(site, torch.arange(1, site.n_units))
+
+
+def _run(python, script, root, *more):
+    script = Path(__file__).parent / script
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {**own, "HF_MODULES_CACHE": str(root.parent / "modules")} if script.stem != "load_folders" else None
+    command = [python, str(script), str(root), *map(str, more)]
+    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def with_code(folders):
+    """What a fresh process without PruneLM computed by the code in the per-block folders, and what users saw."""
+    root, _, _ = folders
+    _run(sys.executable, "open_with_code.py", root)
+    return load_file(root / "with-code.safetensors"), json.loads((root / "said.json").read_text())
+
+
+def _same_as_in_memory(found, models, name, mode="per-block"):
+    model, ids = models[name, mode], torch.arange(3, 15)[None]
+    expected = outputs(model, {"input_ids": ids})
+    for way in ("logits", "eager", "again"):
+        assert (found[f"{name}-{mode}.{way}"] - expected).abs().max() < 1e-5, way
+    if model.can_generate():
+        length = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
+        tokens = model.generate(ids, attention_mask=torch.ones_like(ids), **length)
+        for way in ("tokens", "static"):
+            assert torch.equal(found[f"{name}-{mode}.{way}"], tokens), way
 
 
 @pytest.mark.parametrize(("name", "mode"), CASES)
@@ -93,7 +134,74 @@ def test_stock_loaders_refuse_per_block_folders_loudly(folders, name):
     config = json.loads((root / f"{name}-per-block" / "config.json").read_text())
     assert config["per_layer_config"]
     with pytest.raises((RuntimeError, ValueError, AttributeError)):
-        getattr(transformers, config["architectures"][0]).from_pretrained(root / f"{name}-per-block")
+        getattr(transformers, TINY[name][1]).from_pretrained(root / f"{name}-per-block")
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_code_in_the_folder_computes_the_same_without_prunelm(folders, with_code, name):
+    _same_as_in_memory(with_code[0], folders[1], name)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_automatic_classes_ask_for_trust_before_they_open_a_per_block_folder(with_code, name):
+    said = with_code[1][f"{name}-per-block"]
+    assert "Please pass the argument `trust_remote_code=True`" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("mode", ["per-block", "uniform"])
+def test_another_transformers_computes_the_same(folders, name, mode):
+    """PRUNELM_OTHER_PYTHON is a Python with another transformers, such as 4.57.6."""
+    other = os.environ.get("PRUNELM_OTHER_PYTHON")
+    if other is None:
+        pytest.skip("PRUNELM_OTHER_PYTHON names no Python with another transformers")
+    root, models, _ = folders
+    if not (root / "other").exists():
+        (root / "other").mkdir()
+        for folder in root.glob("*-*"):
+            (root / "other" / folder.name).symlink_to(folder)
+        _run(other, "open_with_code.py", root / "other")
+    _same_as_in_memory(load_file(root / "other" / "with-code.safetensors"), models, name, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["per-block", "uniform"])
+@pytest.mark.parametrize("name", sorted(TINY.keys() - {"bert"}))
+def test_lora_attaches_trains_and_merges(folders, tmp_path, name, mode):
+    pytest.importorskip("peft")
+    _run(sys.executable, "tune_with_peft.py", folders[0] / f"{name}-{mode}", tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+    assert bool(list((tmp_path / "tuned").glob("modeling_*.py"))) == (mode == "per-block")
+
+
+@pytest.mark.parametrize("model_class", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_heads_of_an_encoder_open_by_the_code_in_the_folder(tmp_path, model_class):
+    model = tiny_model("bert", model_class=model_class)
+    report = prune_(model, NO_TEXT, _recipe("per-block"))
+    save(model, report, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    auto = f"AutoModelFor{model_class.removeprefix('BertFor')}"
+    assert config["auto_map"][auto] == f"modeling_bert_per_block.PerBlock{model_class}"
+    assert config["architectures"] == [f"PerBlock{model_class}"]
+
+
+def test_the_modeling_file_is_formatted_and_knows_nothing_of_prunelm():
+    for name in TINY:
+        _, text = modeling_file(tiny_model(name))
+        imported = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+        assert imported == {"huggingface_hub.dataclasses", "torch", "transformers"}
+        assert max(map(len, text.splitlines())) <= 120
+
+
+def test_per_block_folders_of_the_first_version_still_open(tmp_path):
+    model = tiny_model("llama", num_hidden_layers=3)
+    save(model, prune_(model, NO_TEXT, _recipe("per-block")), tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(stock_names(json.loads(path.read_text()))))
+    (tmp_path / "out" / "modeling_llama_per_block.py").unlink()
+    fed = {"input_ids": torch.arange(3, 15)[None]}
+    assert torch.equal(outputs(load(tmp_path / "out"), fed), outputs(model, fed))
 
 
 def test_a_llama_with_a_head_count_stock_llama_refuses_is_written_as_mistral(tmp_path):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import Architecture, Relabel, SiteSpec, architecture
+from . import Architecture, GgufForm, Relabel, SiteSpec, architecture
 
 ATTENTION = SiteSpec(
     name="attention",
@@ -27,6 +27,8 @@ BIASED = (
     replace(FFN, bias=("mlp_bias", (*FFN.producers, FFN.consumer[0]))),
 )
 
+LLAMA_CPP = (GgufForm(name="llama", pairs=True), GgufForm(name="deci", pairs=True, per_block=True))
+
 architecture(
     Architecture(
         model_types=("llama",),
@@ -38,11 +40,21 @@ architecture(
             set={"sliding_window": None},
             when={"attention_bias": False, "mlp_bias": False},
         ),
+        gguf=LLAMA_CPP,
     ),
     __name__,
 )
 architecture(
-    Architecture(model_types=("mistral", "qwen2"), blocks="layers", sites=(ATTENTION, FFN)),
+    Architecture(model_types=("mistral",), blocks="layers", sites=(ATTENTION, FFN), gguf=LLAMA_CPP),
+    __name__,
+)
+architecture(
+    Architecture(
+        model_types=("qwen2",),
+        blocks="layers",
+        sites=(ATTENTION, FFN),
+        gguf=(GgufForm(name="qwen2", head_dim=False), *LLAMA_CPP),
+    ),
     __name__,
 )
 # Gemma multiplies its embeddings by the root of the config's hidden size, which must stay that of the dense model.
