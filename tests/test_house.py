@@ -11,11 +11,11 @@ import prunelm
 SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "progress"},
+    {"errors", "progress", "overlap", "intervals", "noising"},
     {"registry"},
     {"sites", "moments", "solver", "elimination", "exchange"},
     {"stream", "plan", "architectures", "stock"},
-    {"similarity", "data", "speed", "knapsack", "biases", "gradients", "journal", "depth"},
+    {"similarity", "data", "speed", "knapsack", "biases", "gradients", "journal", "depth", "scoring"},
     {"fisher"},
     {"criteria", "allocators", "reconstructions", "generate"},
     {"recipe", "observation", "repairing"},
@@ -25,7 +25,8 @@ LAYERS = [
     {"allocation", "consumer_repair"},
     {"pruning", "matching"},
     {"checkpoint", "family", "testing"},
-    {"calibration"},
+    {"calibration", "footprint"},
+    {"suite"},
     {"workflow"},
     {"demo"},
     {"cli"},

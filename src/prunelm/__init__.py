@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe as Recipe
     from .sites import find_sites as find_sites
     from .sites import narrow_ as narrow_
+    from .suite.measuring import measure as measure
     from .workflow import calibrate as calibrate
     from .workflow import compare as compare
     from .workflow import evaluate as evaluate
@@ -35,6 +36,7 @@ _HOME = {
     "find_sites": "sites",
     "inspect": "workflow",
     "load": "loading",
+    "measure": "suite.measuring",
     "narrow_": "sites",
     "prune": "workflow",
     "prune_": "pruning",

@@ -293,27 +293,37 @@ def repair(
 def evaluate(
     model: Model,
     text: Annotated[Path, typer.Option(help="Text that was not used for calibration.")],
-    against: Annotated[str | None, typer.Option(help="The dense model, for KL and agreement.")] = None,
+    against: Annotated[str | None, typer.Option(help="The dense model, for everything that is paired.")] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(help="Parts to measure, as in quality,speed; or all. See prunelm list parts."),
+    ] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for the results, as in OUT/evaluation.json; goes on with it."),
+    ] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
+    batch_size: Annotated[int, typer.Option(help="Windows that go through a model at once.", min=1)] = 1,
+    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks, with commas.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="First rows of each task only.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """Measure perplexity, bits per byte, and agreement with the dense model."""
+    """Measure perplexity, bits per byte, and agreement with the dense model; with --parts much more."""
     from .workflow import evaluate as run
 
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "seed": seed}
+    if parts is not None or out_file is not None or tasks is not None:
+        suite = {"batch_size": batch_size, "tasks": tasks, "include_path": include_path, "limit": limit}
+        _evaluate_parts(model, text, against, parts, out_file, {**sizes, **suite}, as_json, access)
+        return
     with _quiet(), _progress() as progress:
-        found = run(
-            model,
-            text,
-            against=against,
-            length=length,
-            max_tokens=max_tokens,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+        found = run(model, text, against=against, progress=progress, **sizes, **access)
     if as_json:
         _print_json(found.to_dict())
         return
@@ -323,6 +333,43 @@ def evaluate(
     for name in ("tokens", "sequences", "length", "tokenizer", "text"):
         table.add_row(name, f"{found.facts.get(name)}")
     out.print(table, soft_wrap=False)
+
+
+def _evaluate_parts(
+    model: str,
+    text: Path,
+    against: str | None,
+    parts: str | None,
+    out_file: Path | None,
+    setting: dict[str, Any],
+    as_json: bool,
+    access: dict[str, bool],
+) -> None:
+    """Run the suite and show what it found."""
+    from .suite import Setting
+    from .suite.measuring import measure
+    from .suite.summary import notes, summary
+
+    named = tuple(name.strip() for name in setting.pop("tasks").split(",")) if setting["tasks"] else ()
+    place = str(setting.pop("include_path")) if setting["include_path"] else None
+    setting = {name: value for name, value in setting.items() if name not in ("tasks", "include_path")}
+    names = [name.strip() for name in parts.split(",")] if parts else ["quality"]
+    names += ["tasks"] if named and "tasks" not in names and names != ["all"] else []
+    chosen = Setting(tasks=named, include_path=place, **setting)
+    with _quiet(), _progress() as progress:
+        found = measure(
+            model, text, against=against, parts=names, out=out_file, setting=chosen, progress=progress, **access
+        )
+    _notes(notes(found))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("", *(["dense"] if found["against"] else []), "model", "compared")
+    for row in summary(found):
+        table.add_row(*(row if found["against"] else (row[0], *row[2:])))
+    out.print(table, soft_wrap=False)
+    if out_file is not None:
+        out.print(f"{out_file}: written. A page to look at: prunelm report {out_file.parent}")
 
 
 @app.command()
@@ -357,7 +404,7 @@ def compare(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="criteria, allocators, reconstructions, architectures or recipes.")],
+    what: Annotated[str, typer.Argument(help="criteria, allocators, reconstructions, architectures, recipes, parts.")],
     as_json: AsJson = False,
 ) -> None:
     """List plug-ins and recipes with one line each."""
@@ -461,6 +508,12 @@ def _how_to_load(loader: str, folder: Path) -> str:
     return f"Its widths need PruneLM's loader: prunelm.load({str(folder)!r})."
 
 
+def _suite_parts() -> list[tuple[str, str, str]]:
+    from .suite import parts
+
+    return [(name, part.summary, "prunelm") for name, part in parts().items()]
+
+
 def _listing() -> dict[str, Any]:
     from .allocators import ALLOCATORS
     from .architectures import ARCHITECTURES
@@ -469,6 +522,7 @@ def _listing() -> dict[str, Any]:
     from .reconstructions import RECONSTRUCTIONS
 
     return {
+        "parts": _suite_parts,
         "criteria": CRITERIA.describe,
         "allocators": ALLOCATORS.describe,
         "reconstructions": RECONSTRUCTIONS.describe,

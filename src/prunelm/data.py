@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .errors import DataError
+from .overlap import sketch
 from .stream import Batch
 
 SUFFIXES = {".txt", ".md", ".jsonl"}
@@ -191,7 +192,9 @@ def sample_batches(
     else:
         batches = padded_batches(order[:samples], tokenizer, length, batch_size)
     check_ids(config, batches)
-    return Batches(batches=batches, facts=describe(batches, tokenizer, length=length, seed=seed))
+    facts = describe(batches, tokenizer, length=length, seed=seed)
+    facts["ngrams"] = sketch(tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].tolist())
+    return Batches(batches=batches, facts=facts)
 
 
 def check_length(config: PreTrainedConfig, length: int) -> None:

@@ -177,11 +177,16 @@ def _reported(
         parameters_before=before,
         parameters_after=sum(p.numel() for p in model.parameters()),
         prunable=job.prunable,
-        calibration={"criterion": calibration.facts, "refit": (refit or calibration).facts},
+        calibration={"criterion": calibration.facts, "refit": _without_ngrams((refit or calibration).facts)},
         notes=job.notes,
         seconds=time.perf_counter() - start,
         added=job.added,
     )
+
+
+def _without_ngrams(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts without the n-grams, which are said once."""
+    return {name: value for name, value in facts.items() if name != "ngrams"}
 
 
 def share_config_(model: PreTrainedModel, job: Job) -> None:
