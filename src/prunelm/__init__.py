@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .sites import find_sites as find_sites
     from .sites import narrow_ as narrow_
     from .suite.measuring import measure as measure
+    from .text_matrix import transfer as transfer
     from .workflow import calibrate as calibrate
     from .workflow import compare as compare
     from .workflow import evaluate as evaluate
@@ -45,6 +46,7 @@ _HOME = {
     "read_documents": "data",
     "sample_batches": "data",
     "save": "checkpoint",
+    "transfer": "text_matrix",
 }
 
 __all__ = sorted(_HOME)

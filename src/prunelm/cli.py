@@ -446,6 +446,49 @@ def demo(
     out.print(f"\nThe pruned model is in {out_folder}. {_how_to_load(result.loader, out_folder)}")
 
 
+@app.command()
+def transfer(
+    model: Model,
+    texts: Annotated[list[Path], typer.Argument(help="At least two texts; each is split into two parts.")],
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove, in (0, 1).")],
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
+    out_file: Annotated[Path | None, typer.Option("--out", help="File for the results; goes on with it.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,
+    calibration_length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
+    length: Length = 1024,
+    max_tokens: MaxTokens = None,
+    seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Prune MODEL with a part of each text and test it on the other part of every text."""
+    from .recipe import Recipe
+    from .text_matrix import transfer as run
+
+    chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=calibration_length, seed=seed)
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
+    with _quiet(), _progress() as progress:
+        found = run(model, texts, recipe=chosen, out=out_file, progress=progress, **sizes, **access)
+    if as_json:
+        _print_json(found)
+        return
+    names = list(dict.fromkeys(cell["tested"] for cell in found["cells"]))
+    table = Table("calibrated on", *(f"tested on {name}" for name in names))
+    cells = {(cell["calibrated"], cell["tested"]): cell for cell in found["cells"]}
+    table.add_row("dense", *(f"{cells[names[0], name]['dense']['value']:.4g}" for name in names))
+    for name in names:
+        table.add_row(name, *(_transferred(cells[name, other]) for other in names))
+    out.print(table, soft_wrap=False)
+
+
+def _transferred(cell: dict[str, Any]) -> str:
+    ratio = cell["ratio"]
+    seen = " (text overlaps)" if cell["overlap"] and cell["overlap"]["flagged"] else ""
+    return f"{cell['value']:.4g}, {ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}){seen}"
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Measures down, models across, the first being the dense one."""
     table = Table("", *(Path(row["model"]).name for row in rows))
