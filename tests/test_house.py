@@ -28,7 +28,7 @@ LAYERS = [
     {"calibration", "footprint"},
     {"suite"},
     {"workflow"},
-    {"text_matrix"},
+    {"text_matrix", "report"},
     {"demo"},
     {"cli"},
     {"__main__", "__init__"},

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .pruning import Report as Report
     from .pruning import prune_ as prune_
     from .recipe import Recipe as Recipe
+    from .report import write_report as write_report
     from .sites import find_sites as find_sites
     from .sites import narrow_ as narrow_
     from .suite.measuring import measure as measure
@@ -47,6 +48,7 @@ _HOME = {
     "sample_batches": "data",
     "save": "checkpoint",
     "transfer": "text_matrix",
+    "write_report": "report",
 }
 
 __all__ = sorted(_HOME)

@@ -447,6 +447,21 @@ def demo(
 
 
 @app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="OUT...", help="Folders that prune wrote, or a folder of them.")
+    ],
+    out_file: Annotated[Path | None, typer.Option("--out", help="File; report.html in the first folder.")] = None,
+) -> None:
+    """Write one HTML page that shows what pruning did: no network, opens from a file."""
+    from .report import write_report
+
+    with _quiet():
+        written = write_report(folders, out_file)
+    out.print(f"{written}: written. Open it in a browser.")
+
+
+@app.command()
 def transfer(
     model: Model,
     texts: Annotated[list[Path], typer.Argument(help="At least two texts; each is split into two parts.")],

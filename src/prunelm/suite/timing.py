@@ -24,7 +24,9 @@ NEW = 32
 
 
 def speed(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
-    """Medians over rounds in which the models take turns, after a warm-up round; ratios are medians of each round's.
+    """Medians over rounds in which the models take turns, after a warm-up round.
+
+    Ratios are the median and the quartiles of those of each round.
 
     `prefill` and `decode` in tokens/s, `first_token` in seconds (a prompt of 64 tokens), `cache` in bytes per token.
     """
@@ -58,7 +60,10 @@ def speed(subject: Subject, setting: Setting, journal: Journal, progress: Progre
 
 
 def _ratio(ratios: list[float]) -> dict[str, float]:
-    return {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    if len(ratios) < 2:
+        return {"value": ratios[0], "low": ratios[0], "high": ratios[0]}
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"value": middle, "low": low, "high": high}
 
 
 def _round(subject: Subject, length: int, prompt: int, new: int, causal: bool) -> dict[str, dict[str, float]]:
