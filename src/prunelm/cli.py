@@ -377,6 +377,7 @@ def compare(
     dense: Annotated[str, typer.Argument(help="The dense model.")],
     pruned: Annotated[list[str], typer.Argument(help="Pruned models.")],
     text: Text = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the page of prunelm report here too.")] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
     as_json: AsJson = False,
@@ -386,6 +387,11 @@ def compare(
     """Put models side by side: size, quality, speed."""
     from .workflow import compare as run
 
+    if out_file is not None:
+        from .report.gathering import gather
+
+        for name in pruned:
+            gather(Path(name))
     with _quiet(), _progress() as progress:
         rows = run(
             [dense, *pruned],
@@ -396,6 +402,12 @@ def compare(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
+    if out_file is not None:
+        from .report.comparing import write_comparison
+
+        windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
+        written = write_comparison(rows, pruned, text, windows, out_file)
+        err.print(f"{written}: written. Open it in a browser.")
     if as_json:
         _print_json(rows)
         return

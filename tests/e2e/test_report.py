@@ -245,3 +245,24 @@ def _sorts(opened: Any) -> None:
     falling = [int(cell.replace(",", "")) for cell in opened.evaluate(column)]
     assert falling == rising[::-1] != rising
     assert opened.get_attribute("table.sortable thead th:nth-child(3)", "aria-sort") == "descending"
+
+
+def test_compare_writes_the_page_too(
+    cli: Callable[..., Any], folders: tuple[Path, Path], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    bare, text = tmp_path / "BARE", tmp_path / "t.txt"
+    shutil.copytree(folders[1], bare, ignore=shutil.ignore_patterns("evaluation.json", "transfer.json"))
+    text.write_text("some words that nobody has read before. " * 20)
+    window = ("--text", text, "--length", "32", "--max-tokens", "128")
+    page = tmp_path / "page.html"
+    dense, other = tiny_folder("llama"), folders[0] / "0.2"
+    ran = cli("compare", dense, bare, other, *window, "--out", page, "--json")
+    assert ran.code == 0, ran
+    rows, shown = json.loads(ran.out), own_text(page)
+    assert f"{rows[1]['evaluation']['kl']:.4f}" in shown
+    assert f"{rows[0]['evaluation']['value']:.4g}" in shown
+    assert f"{rows[1]['speedup']:.2f}x" in shown
+    assert "Quality against size" in shown
+    refused = cli("compare", dense, dense, *window, "--out", page)
+    assert refused.code == 1
+    assert "no pruning.json" in refused.err

@@ -1,11 +1,13 @@
 """`prunelm evaluate --parts` as a user meets it: the table, the file, the warning about calibration text."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 SIZE = ("--length", "32", "--max-tokens", "256")
 
@@ -58,3 +60,30 @@ def test_a_wrong_part_is_one_line(cli: Callable[..., Any], pruned: Path, text_fi
     ran = cli("evaluate", pruned, "--text", text_file, *SIZE, "--parts", "qualiti")
     assert ran.code == 1
     assert ran.err.startswith("error: no part is called 'qualiti'. Did you mean 'quality'?")
+
+
+def test_the_model_card_carries_what_was_measured(
+    cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    held_out = pruned.parent / "unseen.txt"
+    held_out.write_text(text_file.read_text()[20_000:])
+    card = pruned / "README.md"
+    assert "model-index" not in card.read_text()
+    command = ("evaluate", pruned, "--text", held_out, "--against", tiny_folder("llama"), *SIZE)
+    assert cli(*command, "--out", pruned / "evaluation.json").code == 0
+    text = card.read_text()
+    (head,) = re.findall(r"^---\n(.*?)^---$", text, re.M | re.S)
+    results = yaml.safe_load(head)["model-index"][0]["results"][0]
+    found = json.loads((pruned / "evaluation.json").read_text())["parts"]["quality"]["results"]
+    metrics = {metric["type"]: metric["value"] for metric in results["metrics"]}
+    assert metrics["perplexity"] == pytest.approx(found["value"], rel=1e-5)
+    assert metrics["kl_to_dense"] == pytest.approx(found["kl"]["value"], rel=1e-4)
+    assert (results["task"]["type"], results["dataset"]["name"]) == ("text-generation", "unseen.txt")
+    assert f"| perplexity | {found['dense']['value']:.4g} ±" in text
+    assert "## Load it" in text
+    # More parts renew the card; a card that somebody edited stays as it is.
+    assert cli(*command, "--parts", "generation", "--out", pruned / "evaluation.json").code == 0
+    assert "| same continuation |" in card.read_text()
+    card.write_text("mine")
+    assert cli(*command, "--max-tokens", "128", "--out", pruned / "evaluation.json").code == 0
+    assert card.read_text() == "mine"

@@ -26,7 +26,15 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         CheckpointError: a folder has no pruning.json, or the page cannot be written.
     """
     found = [subject for folder in folders for subject in gather(Path(folder))]
-    target = Path(out) if out is not None else Path(folders[0]) / FILE
+    return write_page(found, Path(out) if out is not None else Path(folders[0]) / FILE)
+
+
+def write_page(found: Sequence[Gathered], target: Path) -> Path:
+    """The page of some models, written.
+
+    Raises:
+        CheckpointError: it cannot be.
+    """
     page = render(found)
     partial = target.with_name(f".{target.name}.partial")
     try:

@@ -196,7 +196,7 @@ def frontier(rows: Rows, metric: str) -> Spec:
     ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
     best = min(rows, key=lambda row: row["value"])
     return figure(
-        f"{metric.capitalize()} against parameters of {len(rows)} models, with standard errors; lowest: {best['model']}.",
+        f"{metric.capitalize()} against parameters of {len(rows)} models, with errors; lowest: {best['model']}.",
         rows,
         layer=[
             {"mark": {"type": "line", "color": FAINT}, "encoding": {"x": x, "y": y}},

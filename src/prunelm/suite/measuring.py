@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from ..calibration import fingerprint
+from ..card import model_card
 from ..data import JOIN, read_documents
 from ..errors import EvaluationError
 from ..evaluation import task_of
@@ -21,6 +22,7 @@ from ..loading import Source, bytes_on_disk, find_model, read_json
 from ..overlap import overlap
 from ..progress import Progress, silent
 from . import Part, Setting, Subject, chosen_parts, open_subject, settings_of
+from .summary import measured
 
 FORMAT = 1
 FILE = "evaluation.json"
@@ -62,6 +64,7 @@ def measure(
     target = Path(out) if out is not None else None
     head = _head(source, other)
     found = _opened(target, head)
+    before = {"parts": dict(found["parts"])}
     subject = open_subject(source, other, Path(text), setting)
     for name, source_ in subject.sources.items():
         who = "model" if name == "model" else "against"
@@ -80,7 +83,18 @@ def measure(
         found["versions"] = _versions()
         if target is not None:
             _write(target, found)
+    if target is not None and target.resolve().parent == source.folder.resolve():
+        _renew_card(source, before, found, task_of(subject.model))
     return found
+
+
+def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, Any], task: str) -> None:
+    """Put the measured table on the card of a folder that we wrote, unless somebody has edited that card."""
+    plan, path = source.plan(), source.folder / "README.md"
+    if plan is None or not path.is_file():
+        return
+    if path.read_text(encoding="utf-8") in (model_card(plan), model_card(plan, measured(before, task))):
+        path.write_text(model_card(plan, measured(found, task)), encoding="utf-8")
 
 
 def _run(

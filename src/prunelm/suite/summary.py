@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..card import Measured
+
 Row = tuple[str, str, str, str]
 """Measure, dense, model, and how they compare; empty where there is nothing to say."""
 
@@ -30,6 +32,27 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         elif "unknown" in met and "none needed" not in met["unknown"] and "self-generated" not in met["unknown"]:
             said[f"whether {part['text']['name']} was calibrated on is not known: {met['unknown']}"] = None
     return list(said)
+
+
+def measured(found: Mapping[str, Any], task: str) -> Measured | None:
+    """What the model card says of an evaluation; None before part `quality` was measured."""
+    part = found["parts"].get("quality")
+    if part is None:
+        return None
+    results, names = part["results"], ("bits_per_byte", "top1", "cosine")
+    metrics = {results["metric"]: results["value"]} if "value" in results else {}
+    metrics |= {name: results[name] for name in names if name in results}
+    metrics |= {"kl_to_dense": results["kl"]["value"]} if "kl" in results else {}
+    rows = [tuple(cell.replace("+-", "±") for cell in row) for row in summary(found)]
+    return Measured(rows=rows, notes=notes(found), text=part["text"]["name"], task=_TASKS[task], metrics=metrics)
+
+
+_TASKS = {
+    "causal": "text-generation",
+    "masked": "fill-mask",
+    "classifier": "text-classification",
+    "embedding": "feature-extraction",
+}
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:
