@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from .pruning import Report as Report
     from .pruning import prune_ as prune_
     from .recipe import Recipe as Recipe
+    from .report import write_report as write_report
     from .sites import find_sites as find_sites
     from .sites import narrow_ as narrow_
+    from .suite.measuring import measure as measure
+    from .text_matrix import transfer as transfer
     from .workflow import calibrate as calibrate
     from .workflow import compare as compare
     from .workflow import evaluate as evaluate
@@ -39,6 +42,7 @@ _HOME = {
     "find_sites": "sites",
     "inspect": "workflow",
     "load": "loading",
+    "measure": "suite.measuring",
     "narrow_": "sites",
     "prune": "workflow",
     "prune_": "pruning",
@@ -47,6 +51,8 @@ _HOME = {
     "read_documents": "data",
     "sample_batches": "data",
     "save": "checkpoint",
+    "transfer": "text_matrix",
+    "write_report": "report",
 }
 
 __all__ = sorted(_HOME)

@@ -1,10 +1,23 @@
 """The model card (README.md) of a pruned checkpoint, in Hugging Face's metadata format."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation says on a card: rows of a table, sentences beside it, and metrics for the metadata."""
+
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    text: str
+    task: str
+    metrics: Mapping[str, float]
+
+
+def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> str:
     """Markdown that says what was removed, how, what was measured, and how to load the result."""
     recipe = facts["recipe"]
     sizes = facts["parameters"]
@@ -19,6 +32,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "tags:",
         "- prunelm",
         "- structured-pruning",
+        *(_model_index(facts, measured) if measured is not None else ()),
         "---",
         "",
         f"# {facts['base_model']}, {sizes['share_of_blocks']:.1%} of its blocks pruned",
@@ -38,6 +52,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"Calibrated on {calibration['tokens']:,} tokens ({calibration['sequences']} sequences of at most "
         f"{calibration.get('length', '?')}), source: {calibration.get('source', 'unknown')}.",
         "",
+        *(_measured(measured) if measured is not None else ()),
         "## Load it",
         "",
         opens,
@@ -55,6 +70,21 @@ def model_card(facts: Mapping[str, Any]) -> str:
     if facts["notes"]:
         lines += [*(f"- {note}" for note in facts["notes"]), ""]
     return "\n".join(lines)
+
+
+def _model_index(facts: Mapping[str, Any], measured: Measured) -> list[str]:
+    """The results in the metadata of a Hugging Face model card; JSON is YAML too."""
+    metrics = [{"type": name, "value": round(value, 6)} for name, value in measured.metrics.items()]
+    result = {"task": {"type": measured.task}, "dataset": {"type": "text", "name": measured.text}, "metrics": metrics}
+    name = f"{facts['base_model']}-pruned"
+    return ["model-index:", f"- name: {json.dumps(name)}", "  results:", f"  - {json.dumps(result)}"]
+
+
+def _measured(measured: Measured) -> list[str]:
+    lines = ["## What it costs", "", f"Measured on `{measured.text}`, dense and pruned on the same windows.", ""]
+    lines += ["| | dense | pruned | compared |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in measured.rows]
+    return [*lines, "", *(f"- {note}" for note in measured.notes), *([""] if measured.notes else [])]
 
 
 _HOW_STOCK = """Plain `transformers`, no extra code:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import model_card
+from .curves import FILE as CURVES
 from .errors import CheckpointError
 from .hidden import built_config, built_width
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
@@ -141,6 +142,8 @@ def save(
         _write_config(model, report, config, folder)
         _copy_tokenizer(source, tokenizer, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if report.curves.get("sites"):
+            (folder / CURVES).write_text(json.dumps(report.curves) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
         if prove:
             prove_folder(model, folder)

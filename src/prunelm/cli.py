@@ -303,27 +303,37 @@ def repair(
 def evaluate(
     model: Model,
     text: Annotated[Path, typer.Option(help="Text that was not used for calibration.")],
-    against: Annotated[str | None, typer.Option(help="The dense model, for KL and agreement.")] = None,
+    against: Annotated[str | None, typer.Option(help="The dense model, for everything that is paired.")] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(help="Parts to measure, as in quality,speed; or all. See prunelm list parts."),
+    ] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for the results, as in OUT/evaluation.json; goes on with it."),
+    ] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
+    batch_size: Annotated[int, typer.Option(help="Windows that go through a model at once.", min=1)] = 1,
+    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks, with commas.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="First rows of each task only.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """Measure perplexity, bits per byte, and agreement with the dense model."""
+    """Measure perplexity, bits per byte, and agreement with the dense model; with --parts much more."""
     from .workflow import evaluate as run
 
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "seed": seed}
+    if parts is not None or out_file is not None or tasks is not None:
+        suite = {"batch_size": batch_size, "tasks": tasks, "include_path": include_path, "limit": limit}
+        _evaluate_parts(model, text, against, parts, out_file, {**sizes, **suite}, as_json, access)
+        return
     with _quiet(), _progress() as progress:
-        found = run(
-            model,
-            text,
-            against=against,
-            length=length,
-            max_tokens=max_tokens,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+        found = run(model, text, against=against, progress=progress, **sizes, **access)
     if as_json:
         _print_json(found.to_dict())
         return
@@ -335,11 +345,49 @@ def evaluate(
     out.print(table, soft_wrap=False)
 
 
+def _evaluate_parts(
+    model: str,
+    text: Path,
+    against: str | None,
+    parts: str | None,
+    out_file: Path | None,
+    setting: dict[str, Any],
+    as_json: bool,
+    access: dict[str, bool],
+) -> None:
+    """Run the suite and show what it found."""
+    from .suite import Setting
+    from .suite.measuring import measure
+    from .suite.summary import notes, summary
+
+    named = tuple(name.strip() for name in setting.pop("tasks").split(",")) if setting["tasks"] else ()
+    place = str(setting.pop("include_path")) if setting["include_path"] else None
+    setting = {name: value for name, value in setting.items() if name not in ("tasks", "include_path")}
+    names = [name.strip() for name in parts.split(",")] if parts else ["quality"]
+    names += ["tasks"] if named and "tasks" not in names and names != ["all"] else []
+    chosen = Setting(tasks=named, include_path=place, **setting)
+    with _quiet(), _progress() as progress:
+        found = measure(
+            model, text, against=against, parts=names, out=out_file, setting=chosen, progress=progress, **access
+        )
+    _notes(notes(found))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("", *(["dense"] if found["against"] else []), "model", "compared")
+    for row in summary(found):
+        table.add_row(*(row if found["against"] else (row[0], *row[2:])))
+    out.print(table, soft_wrap=False)
+    if out_file is not None:
+        out.print(f"{out_file}: written. A page to look at: prunelm report {out_file.parent}")
+
+
 @app.command()
 def compare(
     dense: Annotated[str, typer.Argument(help="The dense model.")],
     pruned: Annotated[list[str], typer.Argument(help="Pruned models.")],
     text: Text = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the page of prunelm report here too.")] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
     as_json: AsJson = False,
@@ -349,6 +397,11 @@ def compare(
     """Put models side by side: size, quality, speed."""
     from .workflow import compare as run
 
+    if out_file is not None:
+        from .report.gathering import gather
+
+        for name in pruned:
+            gather(Path(name))
     with _quiet(), _progress() as progress:
         rows = run(
             [dense, *pruned],
@@ -359,6 +412,12 @@ def compare(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
+    if out_file is not None:
+        from .report.comparing import write_comparison
+
+        windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
+        written = write_comparison(rows, pruned, text, windows, out_file)
+        err.print(f"{written}: written. Open it in a browser.")
     if as_json:
         _print_json(rows)
         return
@@ -367,7 +426,7 @@ def compare(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="criteria, allocators, reconstructions, architectures or recipes.")],
+    what: Annotated[str, typer.Argument(help="criteria, allocators, reconstructions, architectures, recipes, parts.")],
     as_json: AsJson = False,
 ) -> None:
     """List plug-ins and recipes with one line each."""
@@ -449,6 +508,64 @@ def finalize(
     out.print(f"{folder}: put back {', '.join(found)}" if found else f"{folder}: nothing was missing")
 
 
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="OUT...", help="Folders that prune wrote, or a folder of them.")
+    ],
+    out_file: Annotated[Path | None, typer.Option("--out", help="File; report.html in the first folder.")] = None,
+) -> None:
+    """Write one HTML page that shows what pruning did: no network, opens from a file."""
+    from .report import write_report
+
+    with _quiet():
+        written = write_report(folders, out_file)
+    out.print(f"{written}: written. Open it in a browser.")
+
+
+@app.command()
+def transfer(
+    model: Model,
+    texts: Annotated[list[Path], typer.Argument(help="At least two texts; each is split into two parts.")],
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove, in (0, 1).")],
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
+    out_file: Annotated[Path | None, typer.Option("--out", help="File for the results; goes on with it.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,
+    calibration_length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
+    length: Length = 1024,
+    max_tokens: MaxTokens = None,
+    seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Prune MODEL with a part of each text and test it on the other part of every text."""
+    from .recipe import Recipe
+    from .text_matrix import transfer as run
+
+    chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=calibration_length, seed=seed)
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
+    with _quiet(), _progress() as progress:
+        found = run(model, texts, recipe=chosen, out=out_file, progress=progress, **sizes, **access)
+    if as_json:
+        _print_json(found)
+        return
+    names = list(dict.fromkeys(cell["tested"] for cell in found["cells"]))
+    table = Table("calibrated on", *(f"tested on {name}" for name in names))
+    cells = {(cell["calibrated"], cell["tested"]): cell for cell in found["cells"]}
+    table.add_row("dense", *(f"{cells[names[0], name]['dense']['value']:.4g}" for name in names))
+    for name in names:
+        table.add_row(name, *(_transferred(cells[name, other]) for other in names))
+    out.print(table, soft_wrap=False)
+
+
+def _transferred(cell: dict[str, Any]) -> str:
+    ratio = cell["ratio"]
+    seen = " (text overlaps)" if cell["overlap"] and cell["overlap"]["flagged"] else ""
+    return f"{cell['value']:.4g}, {ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}){seen}"
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Measures down, models across, the first being the dense one."""
     table = Table("", *(Path(row["model"]).name for row in rows))
@@ -516,6 +633,12 @@ def _how_to_load(loader: str, folder: Path) -> str:
     )
 
 
+def _suite_parts() -> list[tuple[str, str, str]]:
+    from .suite import parts
+
+    return [(name, part.summary, "prunelm") for name, part in parts().items()]
+
+
 def _listing() -> dict[str, Any]:
     from .allocators import ALLOCATORS
     from .architectures import ARCHITECTURES
@@ -524,6 +647,7 @@ def _listing() -> dict[str, Any]:
     from .reconstructions import RECONSTRUCTIONS
 
     return {
+        "parts": _suite_parts,
         "criteria": CRITERIA.describe,
         "allocators": ALLOCATORS.describe,
         "reconstructions": RECONSTRUCTIONS.describe,

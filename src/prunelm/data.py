@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .errors import DataError
+from .overlap import sketch
 from .stream import Batch
 
 SUFFIXES = {".txt", ".md", ".jsonl"}
@@ -207,6 +208,7 @@ def sample_batches(
             batches = _labeled(batches, labels, seed)
     check_ids(config, batches)
     facts = describe(batches, tokenizer, length=length, seed=seed)
+    facts["ngrams"] = sketch(tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].tolist())
     return Batches(batches=batches, facts=facts, masking=masking_of(tokenizer))
 
 

@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ from .data import (
 )
 from .errors import DataError, EvaluationError
 from .progress import Progress, silent
+from .scoring import Record, first_bad_block, mean_loss, score_windows
 from .stream import Batch
 from .tasks import task_of
 
@@ -134,53 +135,93 @@ def _perplexity(
     max_tokens: int | None,
     progress: Progress,
 ) -> Evaluation:
-    check_length(model.config, length)
-    ids = token_ids(JOIN.join(read_documents(text)), tokenizer)[:max_tokens]
-    prefix = prefix_ids(tokenizer)
-    windows = split_windows(ids, length, prefix)
-    if not windows:
-        raise DataError(
-            f"{text}: it gives {len(ids):,} tokens, but one window needs {length:,}. Use a smaller --length."
-        )
+    windows = text_windows(JOIN.join(read_documents(text)), str(text), model, tokenizer, length, max_tokens)
     batches: list[Batch] = [{"input_ids": w[None]} for w in windows]
-    check_ids(model.config, batches)
-    sums, size = _Sums(), 0
+    records, size = [], 0
     for i, window in enumerate(windows):
         progress("evaluating", i, len(windows))
-        logits = model(window[None].to(model.device)).logits[0, :-1].float()
-        sums.losses.append(float(cross_entropy(logits, window[1:].to(logits.device))))
-        sums.counts.append(length - 1)
-        # The first token of a window without a prefix is given, not predicted.
-        size += len(tokenizer.decode(window[1:].tolist()).encode())
-        if against is not None:
-            sums.agree(logits, against(window[None].to(against.device)).logits[0, :-1].float())
+        records += score_windows(model, window[None], against)
+        size += window_bytes(window, tokenizer)
     progress("evaluating", len(windows), len(windows))
-    mean, error = _mean_and_error(sums, str(text))
-    nats = sum(loss * n for loss, n in zip(sums.losses, sums.counts, strict=True))
+    check_losses(model, windows, records, str(text))
+    mean, error = mean_and_error(records)
+    predicted = sum(r["tokens"] for r in records)
     return Evaluation(
         metric="perplexity",
         value=math.exp(mean),
         error=math.exp(mean) * error,
-        bits_per_byte=nats / math.log(2) / size,
-        **sums.agreement(),
-        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=sum(sums.counts)),
+        bits_per_byte=mean * predicted / math.log(2) / size,
+        kl=sum(r["kl"] for r in records) / predicted if against is not None else None,
+        top1=sum(r["same"] for r in records) / predicted if against is not None else None,
+        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=predicted),
     )
 
 
-def _mean_and_error(sums: _Sums, where: str) -> tuple[float, float]:
+def text_windows(
+    text: str,
+    where: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_tokens: int | None,
+) -> list[Int[Tensor, " length"]]:
+    """Non-overlapping windows of a text, each beginning as the tokenizer begins texts; at least one.
+
+    Raises:
+        DataError: the text does not fill one window, the model cannot read as many tokens, or does not know them all.
+    """
+    check_length(model.config, length)
+    ids = token_ids(text, tokenizer)[:max_tokens]
+    windows = split_windows(ids, length, prefix_ids(tokenizer))
+    if not windows:
+        raise DataError(
+            f"{where}: it gives {len(ids):,} tokens, but one window needs {length:,}. Use a smaller --length."
+        )
+    check_ids(model.config, [{"input_ids": w[None]} for w in windows])
+    return windows
+
+
+def window_bytes(window: Int[Tensor, " length"], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Bytes of text that a window predicts; its first token is given."""
+    return len(tokenizer.decode(window[1:].tolist()).encode())
+
+
+def check_losses(
+    model: PreTrainedModel, windows: Sequence[Int[Tensor, " length"]], records: Sequence[Record], where: str
+) -> None:
+    """Raise if a loss is not finite.
+
+    Raises:
+        EvaluationError: names the first window and the first block that made it so.
+    """
+    bad = [i for i, record in enumerate(records) if not math.isfinite(record["loss"])]
+    if bad:
+        raise EvaluationError(
+            f"{where}: {len(bad)} of {len(records)} windows gave a non-finite loss, first window {bad[0]}, where "
+            f"{first_bad_block(model, windows[bad[0]][None])} gave the first value that is not finite. "
+            "The arithmetic overflows or the weights are damaged: try --dtype float32."
+        )
+
+
+def mean_and_error(records: Sequence[Record]) -> tuple[float, float]:
     """Mean loss over all tokens, and its standard error over windows."""
+    losses = [record["loss"] for record in records]
+    spread = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return mean_loss(records), spread
+
+
+def _mean_and_error(sums: _Sums, where: str) -> tuple[float, float]:
+    """Mean loss over all tokens, and its standard error over texts."""
     bad = [i for i, loss in enumerate(sums.losses) if not math.isfinite(loss)]
     if bad:
         raise EvaluationError(
             f"{where}: {len(bad)} of {len(sums.losses)} windows gave a non-finite loss, first window {bad[0]}. "
             "The arithmetic overflows or the weights are damaged: try --dtype float32."
         )
-    mean = sum(loss * n for loss, n in zip(sums.losses, sums.counts, strict=True)) / sum(sums.counts)
-    spread = statistics.stdev(sums.losses) / math.sqrt(len(sums.losses)) if len(sums.losses) > 1 else 0.0
-    return mean, spread
+    return mean_and_error([{"loss": loss, "tokens": n} for loss, n in zip(sums.losses, sums.counts, strict=True)])
 
 
-def _texts(text: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> list[str]:
+def texts_of(text: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> list[str]:
     """Documents of a file (lines of a plain text), cut off once they hold `max_tokens`."""
     documents = read_documents(text)
     if text.suffix != ".jsonl":
@@ -207,7 +248,7 @@ def _masked_perplexity(
     progress: Progress,
 ) -> Evaluation:
     length = min(length, model.config.max_position_embeddings)
-    batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
+    batches = padded_batches(texts_of(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
     check_ids(model.config, batches)
     generator = torch.Generator().manual_seed(seed)
     sums = _Sums()
@@ -216,7 +257,7 @@ def _masked_perplexity(
         hidden = _masked_positions(batch, tokenizer, generator)
         if not bool(hidden.any()):
             continue
-        ids = batch["input_ids"].masked_fill(hidden, _mask_id(tokenizer))
+        ids = batch["input_ids"].masked_fill(hidden, mask_id(tokenizer))
         logits = model(**{**batch, "input_ids": ids}).logits[hidden].float()
         losses = cross_entropy(logits, batch["input_ids"][hidden], reduction="none")
         for mine in torch.split(losses, hidden.sum(1).tolist()):
@@ -248,7 +289,12 @@ def _cut(rows: list[tuple[str, int]], tokenizer: PreTrainedTokenizerBase, max_to
     return rows
 
 
-def _mask_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def mask_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that stands for a hidden token.
+
+    Raises:
+        EvaluationError: the tokenizer has none.
+    """
     mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.unk_token_id
     if mask is None:
         raise EvaluationError("this tokenizer has no mask token, so a masked loss cannot be measured")
@@ -319,7 +365,7 @@ def _embedding(
     if sizes[0] != sizes[1]:
         raise EvaluationError(f"the two models cannot be compared: embeddings of {sizes[0]} and {sizes[1]} channels")
     length = min(length, model.config.max_position_embeddings)
-    batches = padded_batches(_texts(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
+    batches = padded_batches(texts_of(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
     check_ids(model.config, batches)
     cosines: list[float] = []
     for i, batch in enumerate(batches):

@@ -307,9 +307,8 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
 
     Under `from_pretrained` building happens without memory, so sharding, dtype and devices stay its business.
     """
-    raw = {k: v for k, v in source.config().items() if k != "per_layer_config"}
     with _answered(source, "its config builds no model"):
-        config = AutoConfig.for_model(**raw)
+        config = _dense_config(source)
     stock = _class_named(source)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -318,6 +317,11 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
 
     narrowed = type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
     return narrowed, config
+
+
+def _dense_config(source: Source) -> Any:
+    """The config without the widths of single blocks, which no stock class can read yet."""
+    return AutoConfig.for_model(**{k: v for k, v in source.config().items() if k != "per_layer_config"})
 
 
 def widths(model: PreTrainedModel) -> dict[str, dict[str, int]]:
@@ -407,6 +411,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """
     options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
     with _answered(source, "no tokenizer can be loaded from it"):
+        if not source.gguf and "per_layer_config" in source.config():
+            options["config"] = _dense_config(source)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(source.folder), trust_remote_code=source.trust_remote_code, **options
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from .allocation import Outlook, allocated, look
 from .consumer_repair import ConsumerRepair
 from .criteria import CRITERIA
+from .curves import curves_data, traced, upper_triangle
 from .data import Batches
 from .depth import drop_blocks_
 from .derivatives import Derivatives, derivatives_of
@@ -32,7 +33,7 @@ from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
 from .stream import BlockStream, release_memory
-from .survey import score, similarity_of
+from .survey import curve_of, score, similarity_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class Report:
 
     `added`: bias parameters that the recipe asked for, part of `parameters_after`; `dropped_blocks`: those of the dense
     model that went whole. `sites`: per site the kept units out of how many, and the errors measured; `notes`: what a
-    user must know. `hidden`: what was done to the hidden channels, if anything, and `outside`: the parameters that went
-    with them and belong to no unit.
+    user must know; `curves`: what `curves.json` says. `hidden`: what was done to the hidden channels, if anything, and
+    `outside`: the parameters that went with them and belong to no unit.
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class Report:
     dropped_blocks: list[int] = field(default_factory=list)
     outside: int = 0
     hidden: dict[str, Any] | None = None
+    curves: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sparsity_of_blocks(self) -> float:
@@ -133,6 +135,7 @@ def prune_(
     work = _Work(stream, read, recipe, job, scores=scores, derivatives=derivatives)
     if seen is not None:
         work.report.update(seen.report())
+        work.seen = seen
     _carry_out_(work, progress)
     if not recipe.per_block:
         share_config_(model, job)
@@ -230,12 +233,18 @@ def _reported(
         parameters_before=before,
         parameters_after=sum(p.numel() for p in model.parameters()),
         prunable=job.prunable,
-        calibration={"criterion": calibration.facts, "refit": (refit or calibration).facts},
+        calibration={"criterion": calibration.facts, "refit": _without_ngrams((refit or calibration).facts)},
         notes=job.notes,
         seconds=time.perf_counter() - start,
         added=job.added,
         outside=job.outside,
+        curves=work.traces(),
     )
+
+
+def _without_ngrams(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts without the n-grams, which are said once."""
+    return {name: value for name, value in facts.items() if name != "ngrams"}
 
 
 def share_config_(model: PreTrainedModel, job: Job) -> None:
@@ -265,6 +274,9 @@ class _Work:
         self.recipe, self.job = recipe, job
         self.kept: dict[str, Tensor] = {}
         self.report: dict[str, dict[str, Any]] = {}
+        self.seen: Outlook | None = None
+        self.found: dict[str, Tensor] = {}
+        self.alike: dict[str, list[float]] = {}
         self.owed = 0
         self.drifted = False
         chosen = RECONSTRUCTIONS[recipe.reconstruction]
@@ -347,6 +359,7 @@ class _Work:
             if similarity is None:
                 similarity = self._similarity(site)
             scores = score(site, seen, similarity, self.derivatives, self.recipe)
+            self.found[site.key] = scores
         kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)
         entry = self.report.setdefault(site.key, {})
         entry |= {"units": site.n_units, "kept": len(kept)}
@@ -363,7 +376,27 @@ class _Work:
         self.kept[site.key] = kept
 
     def _similarity(self, site: Site) -> Tensor | None:
-        return similarity_of(self.stream, self.read.fit, site, self.recipe, self.read.needs[site.name])
+        found = similarity_of(self.stream, self.read.fit, site, self.recipe, self.read.needs[site.name])
+        if found is not None:
+            self.alike[site.key] = upper_triangle(found)
+        return found
+
+    def traces(self) -> dict[str, Any]:
+        """The curves of all sites that were scored, here or by the outlook, as `curves.json` says them."""
+        survey = self.seen.survey if self.seen is not None else None
+        curves: dict[str, Tensor] = dict(survey.curves) if survey is not None else {}
+        prices = self.seen.prices if self.seen is not None else {}
+        sites = {}
+        for site in self.job.sites:
+            if site.key not in curves and site.key in self.found:
+                curves[site.key] = curve_of(site, self.found[site.key], self.recipe)
+            if site.key in curves:
+                kept = len(self.kept[site.key])
+                points = survey.prices.get(site.key, []) if survey is not None else []
+                sites[site.key] = traced(
+                    site, curves[site.key], kept, self.recipe, points=points, price=prices.get(site.key)
+                )
+        return curves_data(sites, self.alike)
 
     def _refit_(self, i: int, site: Site, original: nn.Module, *, advance: bool) -> tuple[Moments, Moments]:
         """Refit the producers, then the consumer, to the dense outputs; the moments of both layers' inputs now.

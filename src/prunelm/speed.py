@@ -1,4 +1,4 @@
-"""Measured speed: prefill tokens per second, models interleaved so that their ratio holds on a noisy machine."""
+"""Measured speed: prefill and decode, models interleaved so that their ratio holds on a noisy machine."""
 
 import inspect
 import statistics
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 
@@ -22,14 +24,50 @@ def prefill_speed(
     times: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
         for model, mine in zip(models, times, strict=True):
-            limit = getattr(model.config, "max_position_embeddings", None) or length
-            ids = torch.arange(min(length, limit))[None].expand(batch, -1) % model.config.vocab_size
-            ids = ids.to(model.device)
-            start = time.perf_counter()
-            model(input_ids=ids, **_last_logits(model))
+            seconds = prefill_seconds(model, length, batch)
             if turn:
-                mine.append((time.perf_counter() - start) / ids.numel())
+                mine.append(seconds / (_length(model, length) * batch))
     return [1 / statistics.median(mine) for mine in times]
+
+
+@torch.no_grad()
+def prefill_seconds(model: PreTrainedModel, length: int, batch: int = 1) -> float:
+    """Seconds of one forward pass over a prompt of that length, or as much of it as the model reads."""
+    ids = _prompt(model, _length(model, length)).expand(batch, -1)
+    start = time.perf_counter()
+    model(input_ids=ids, **_last_logits(model))
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def decode_seconds(model: PreTrainedModel, length: int, new_tokens: int) -> tuple[float, float]:
+    """Seconds until the first new token stands, and of all the others, each computed from the cache of those before."""
+    room = _length(model, length + new_tokens) - new_tokens
+    ids = _prompt(model, max(1, min(length, room)))
+    start = time.perf_counter()
+    result = model(input_ids=ids, use_cache=True, **_last_logits(model))
+    token = result.logits[:, -1:].argmax(-1)
+    first = time.perf_counter() - start
+    for _ in range(new_tokens - 1):
+        result = model(input_ids=token, past_key_values=result.past_key_values, use_cache=True, **_last_logits(model))
+        token = result.logits[:, -1:].argmax(-1)
+    return first, time.perf_counter() - start - first
+
+
+@torch.no_grad()
+def cache_bytes(model: PreTrainedModel, length: int) -> int:
+    """Bytes that the keys and values of a prompt take."""
+    cache = model(input_ids=_prompt(model, length), use_cache=True, **_last_logits(model)).past_key_values
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+def _length(model: PreTrainedModel, length: int) -> int:
+    return min(length, getattr(model.config, "max_position_embeddings", None) or length)
+
+
+def _prompt(model: PreTrainedModel, length: int) -> Int[Tensor, "1 length"]:
+    ids: Tensor = torch.arange(length)[None] % model.config.vocab_size
+    return ids.to(model.device)
 
 
 def _last_logits(model: PreTrainedModel) -> dict[str, Any]:

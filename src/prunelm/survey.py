@@ -93,7 +93,7 @@ def survey(
         for site in sites:
             scores = score(site, seen[site.key], similar[site.key], derivatives, recipe)
             found.scores[site.key] = scores
-            found.curves[site.key] = _curve(site, scores, recipe)
+            found.curves[site.key] = curve_of(site, scores, recipe)
             moments = seen[site.key].consumer
             if moments is None:
                 continue
@@ -159,7 +159,7 @@ def similarity_of(
     )
 
 
-def _curve(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Float[Tensor, " count"]:
+def curve_of(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Float[Tensor, " count"]:
     """Relative error with the lowest 0, 1, 2... units removed.
 
     Scores that are no error curve are taken as each unit's share of the module's output energy.

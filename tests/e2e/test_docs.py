@@ -79,7 +79,9 @@ def workplace(tiny_folder, text_file, tmp_path_factory):
 
 def test_the_commands_of_the_readme_run(workplace):
     lines = command_lines(ROOT / "README.md")
-    assert {words[0] for words in lines} == {"inspect", "prune", "calibrate", "repair", "evaluate", "compare", "list"}
+    assert {words[0] for words in lines} == {
+        *("inspect", "prune", "calibrate", "repair", "evaluate", "report", "compare", "list")
+    }
     calls = [[*words, *(o for key, options in SMALLER.items() if key in words for o in options)] for words in lines]
     printed = run("-c", ONE_AFTER_ANOTHER, json.dumps(calls), MARK, cwd=workplace).split(MARK)[1:]
     shown = {" ".join(words): text for words, text in zip(lines, printed, strict=True)}
@@ -88,6 +90,7 @@ def test_the_commands_of_the_readme_run(workplace):
     assert "same logits" in shown["prune MODEL OUT --sparsity 0.2 --text calibration.txt"]
     assert "same logits" in shown["prune MODEL OUT-SELF --sparsity 0.2 --self-generated"]
     assert "KL to dense" in shown["evaluate OUT --text held-out.txt --against MODEL"]
+    assert "report.html: written" in shown["report OUT"]
     assert "tokens/s" in shown["compare MODEL OUT OUT-SELF --text held-out.txt"]
     assert "goa-data-free" in shown["list recipes"]
 

@@ -306,3 +306,15 @@ def test_config_of_uneven_widths_names_each_block(tmp_path: Path) -> None:
         widths = {**config, **config["per_layer_config"].get(str(i), {})}
         assert widths["intermediate_size"] == block.mlp.down_proj.in_features
         assert widths["num_key_value_heads"] * 8 == block.self_attn.k_proj.out_features
+
+
+def test_the_tokenizer_of_a_per_block_folder_needs_no_named_class(per_block: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "per-block"
+    shutil.copytree(per_block, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["per_layer_config"] = {"0": {"num_attention_heads": 4, "num_key_value_heads": 2}}
+    (folder / "config.json").write_text(json.dumps(config))
+    named = json.loads((folder / "tokenizer_config.json").read_text())
+    del named["tokenizer_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    assert load_tokenizer(find_model(folder))("abc")["input_ids"]

@@ -1,0 +1,50 @@
+"""Whether two texts share passages: hashed word n-grams, few enough to be kept beside a pruned model."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+WORDS = 8
+"""Words in an n-gram: long enough not to be met by chance."""
+MOST = 1024
+BYTES = 5
+FLAGGED = 0.01
+"""Share of an evaluation text's n-grams that may be in the calibration text before the result is flagged."""
+
+
+def sketch(texts: Iterable[str]) -> dict[str, Any]:
+    """At most 1,024 hashed 8-grams of some texts: all whose hash is a multiple of `modulus`, a power of two.
+
+    Words are runs of letters and digits, lower case. Which n-grams are kept hangs on their hash alone, so two texts
+    can be compared by those that both would have kept. 5 bytes a hash, in base64; words cannot be read back from it.
+    """
+    hashes = sorted({h for text in texts for h in _hashes(text)})
+    modulus = 1
+    while len(hashes) > MOST:
+        modulus *= 2
+        hashes = [h for h in hashes if h % modulus == 0]
+    packed = b"".join(h.to_bytes(BYTES, "big") for h in hashes)
+    return {"words": WORDS, "modulus": modulus, "hashes": base64.b64encode(packed).decode()}
+
+
+def overlap(text: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of a text's 8-grams that a sketched text holds too, estimated from those that the sketch could keep."""
+    raw = base64.b64decode(known["hashes"])
+    there = {int.from_bytes(raw[i : i + BYTES], "big") for i in range(0, len(raw), BYTES)}
+    mine = [h for h in _hashes(text) if h % known["modulus"] == 0]
+    shared = sum(h in there for h in mine)
+    share = shared / len(mine) if mine else 0.0
+    return {"share": share, "checked": len(mine), "shared": shared, "flagged": share > FLAGGED}
+
+
+def _hashes(text: str) -> Iterator[int]:
+    words = re.findall(r"\w+", text.lower())
+    for gram in _grams(words):
+        yield int.from_bytes(hashlib.blake2b(" ".join(gram).encode(), digest_size=BYTES).digest(), "big")
+
+
+def _grams(words: Sequence[str]) -> Iterator[Sequence[str]]:
+    for i in range(len(words) - WORDS + 1):
+        yield words[i : i + WORDS]

@@ -1,0 +1,68 @@
+"""One HTML file that shows what pruning did to a model: no network, works from file://, dark and light, printable."""
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .content import content
+from .gathering import Gathered, gather
+
+FILE = "report.html"
+HERE = Path(__file__).parent
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """The page that was written: `report.html` in the first folder, or `out`.
+
+    Args:
+        folders: folders that `prune` wrote, or folders of them, as of `--sparsity 0.1,0.2`.
+        out: file to write; an older one is replaced.
+
+    Raises:
+        CheckpointError: a folder has no pruning.json, or the page cannot be written.
+    """
+    found = [subject for folder in folders for subject in gather(Path(folder))]
+    return write_page(found, Path(out) if out is not None else Path(folders[0]) / FILE)
+
+
+def write_page(found: Sequence[Gathered], target: Path) -> Path:
+    """The page of some models, written.
+
+    Raises:
+        CheckpointError: it cannot be.
+    """
+    page = render(found)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
+    return target
+
+
+def render(found: Sequence[Gathered]) -> str:
+    """The page as text."""
+    import jinja2
+    import vl_convert
+
+    shown = content(found)
+    loader = jinja2.FileSystemLoader(HERE)
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return made.get_template("page.html").render(
+        **{**shown, "data": _embedded(shown["data"])},
+        library=vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;"),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        version=version("prunelm"),
+        escape=html.escape,
+    )
+
+
+def _embedded(data: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end that element."""
+    return json.dumps(data, allow_nan=False).replace("<", "\\u003c")

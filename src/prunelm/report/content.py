@@ -1,0 +1,346 @@
+"""What a report says: plain data for the page, made from what was gathered."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import RecipeError
+from ..recipe import Recipe
+from ..suite import parts
+from ..suite.summary import summary
+from . import figures
+from .caveats import caveats
+from .gathering import TRANSFER, Gathered
+from .head_graph import head_graphs
+
+Shown = dict[str, Any]
+_HOW_LONG = "A line a block, from the first (blue) to the last (orange); the points are the widths that were chosen."
+
+
+def content(found: Sequence[Gathered]) -> Shown:
+    """Everything that the page template names."""
+    numbers = iter(range(10_000))
+    specs: dict[str, Any] = {}
+    sliders: dict[str, Any] = {}
+
+    def drawn(title: str, spec: figures.Spec, caption: str = "") -> Shown:
+        name = f"figure-{next(numbers)}"
+        specs[name] = spec
+        return {"id": name, "title": title, "description": spec["description"], "caption": caption}
+
+    sections = []
+    for k, one in enumerate(found):
+        section = _section(one, drawn)
+        slider = _slider(one)
+        if slider is not None:
+            known = {key: site for key, site in one.pruning["sites"].items() if key in (one.curves or {})["sites"]}
+            rows = figures.site_rows(known)
+            section["slider"] = {
+                "id": f"slider-{k}",
+                "start": one.pruning["parameters"]["share_of_blocks"],
+                "how": slider["how"],
+                "figure": drawn("Predicted widths", figures.predicted(rows)),
+            }
+            sliders[f"slider-{k}"] = {**slider, "figure": section["slider"]["figure"]["id"]}
+        sections.append(section)
+    frontiers = [drawn(title, spec) for title, spec in _frontiers(found)]
+    names = ", ".join(one.name for one in found)
+    return {
+        "title": f"What pruning did: {names}",
+        "sections": sections,
+        "frontiers": frontiers,
+        "overview": _overview(found) if len(found) > 1 else None,
+        "data": {"figures": specs, "sliders": sliders},
+    }
+
+
+def _section(one: Gathered, drawn: Any) -> Shown:
+    sizes = one.pruning["parameters"]
+    return {
+        "name": one.name,
+        "base": one.pruning["base_model"],
+        "facts": [
+            ("parameters", f"{sizes['after']:,}", f"before: {sizes['before']:,}"),
+            (
+                "removed of the blocks",
+                f"{sizes['share_of_blocks']:.1%}",
+                f"of the model: {sizes['share_of_model']:.1%}",
+            ),
+            *_headline(one),
+        ],
+        "caveats": caveats(one.pruning, one.evaluation, one.transfer),
+        "table": _table(one.evaluation, {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}),
+        "more": _table(one.evaluation, {"positions", "noise"}),
+        "has_dense": bool(one.evaluation and one.evaluation["against"]),
+        "missing": list(_missing(one)),
+        "removed": [drawn(*figure) for figure in _removed(one)],
+        "errors": [drawn(*figure) for figure in _errors(one)],
+        "quality": [drawn(*figure) for figure in _quality(one)],
+        "heads": head_graphs(one.pruning, one.curves),
+        "samples": _samples(one),
+        "slider": None,
+        "command": _command(one.pruning),
+        "provenance": _provenance(one),
+        "recipe": json.dumps(one.pruning["recipe"], indent=1),
+    }
+
+
+def _table(evaluation: Mapping[str, Any] | None, names: set[str]) -> list[tuple[str, ...]]:
+    """The rows of some parts."""
+    if evaluation is None:
+        return []
+    chosen = {name: part for name, part in evaluation["parts"].items() if name in names}
+    return [tuple(cell.replace("+-", "±") for cell in row) for row in summary({"parts": chosen})]
+
+
+def _headline(one: Gathered) -> Iterator[tuple[str, str, str]]:
+    found = one.part("quality")
+    if found is None or "value" not in found:
+        return
+    dense = found.get("dense")
+    yield (
+        found["metric"],
+        f"{found['value']:.4g}",
+        f"dense: {dense['value']:.4g}" if dense else "not compared with dense",
+    )
+    if "kl" in found:
+        yield "KL to dense", f"{found['kl']['value']:.4f}", "nats per token"
+    ratio = (one.part("speed") or {}).get("ratio", {})
+    if "prefill" in ratio:
+        yield "prefill speed", f"{ratio['prefill']['value']:.2f}x", "times dense, measured"
+
+
+def _missing(one: Gathered) -> Iterator[tuple[str, str]]:
+    """What was not measured, and the command that measures it."""
+    base = one.pruning["base_model"]
+    there = (one.evaluation or {"parts": {}})["parts"]
+    kinds = {"causal"} if not there or "pseudo-perplexity" not in there else {"masked"}
+    for name, part in parts().items():
+        if name not in there and part.kinds & kinds:
+            extra = " --tasks NAME,NAME" if name == "tasks" else ""
+            yield (
+                f"{name}: {part.summary}",
+                f"prunelm evaluate {one.name} --against {base} --text YOUR_TEXT --parts {name}{extra} "
+                f"--out {one.name}/evaluation.json",
+            )
+    if one.transfer is None:
+        recipe = one.pruning["recipe"]
+        yield (
+            "transfer: calibrated on one text, tested on another",
+            f"prunelm transfer {base} TEXT_A TEXT_B --recipe {recipe['name']} --sparsity {recipe['sparsity']:g} "
+            f"--out {one.name}/{TRANSFER}",
+        )
+    if one.curves is None:
+        yield "error curves, and the sizes that they predict (curves.json)", "prune again with this version, on text"
+
+
+def _removed(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
+    rows = figures.site_rows(one.pruning["sites"])
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        label = {"attention": "Attention", "ffn": "FFN"}.get(kind, kind)
+        yield f"{label}: units that stay, per block", figures.widths(rows, kind), "The pale bar is the dense width."
+
+
+def _errors(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
+    if one.curves is None:
+        return
+    how = (
+        "Measured at the model's output."
+        if _priced(one.curves)
+        else "Of the site's own output; nothing was priced at the model's."
+    )
+    yield "Sensitivity: what losing a quarter of a site costs", figures.sensitivity(one.curves), how
+    rows = figures.curve_rows(one.curves)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        measure = next(s["measure"] for key, s in one.curves["sites"].items() if key.endswith(kind))
+        label = {"attention": "Attention", "ffn": "FFN"}.get(kind, kind)
+        yield f"{label}: {measure} as units go", figures.error_curves(rows, kind, measure), _HOW_LONG
+
+
+def _priced(curves: Mapping[str, Any]) -> bool:
+    return all("damage" in site for site in curves["sites"].values())
+
+
+def _quality(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
+    found = one.part("positions")
+    if found is not None:
+        yield "Perplexity by position", figures.positions(found), ""
+    found = one.part("noise")
+    if found is not None and "excess" in found["noisy"][0]:
+        caption = "Right of 1, the pruned model suffers more from the noise than the dense one. Lines: 95 % intervals."
+        yield "Robustness to noise", figures.noise(found), caption
+    if one.transfer is not None and one.transfer["cells"]:
+        caption = (
+            "Models of the same recipe and size, each pruned with one text and tested on the other part of every text."
+        )
+        yield "Transfer between texts", figures.transfer(one.transfer), caption
+    rows = list(_ratios(one))
+    if rows:
+        yield (
+            "Speed and memory, times dense",
+            figures.speed(rows),
+            "For tokens/s more is better; for the others less is.",
+        )
+
+
+def _ratios(one: Gathered) -> Iterator[Shown]:
+    found = one.part("speed") or {}
+    labels = {"prefill": "prefill tokens/s", "decode": "decode tokens/s", "first_token": "first-token latency"}
+    for name, label in labels.items():
+        if name in found.get("ratio", {}):
+            yield {"measure": label, **found["ratio"][name]}
+    pairs = [(found, "file_bytes", "bytes on disk"), (found, "cache_bytes_per_token", "KV cache")]
+    pairs.append((one.part("memory") or {}, "used", "peak memory"))
+    for data, key, label in pairs:
+        both = [data.get(name, {}).get(key) for name in ("model", "dense")]
+        if both[0] and both[1]:
+            yield {"measure": label, **dict.fromkeys(("value", "low", "high"), both[0] / both[1])}
+
+
+def _samples(one: Gathered) -> list[Shown]:
+    found = one.part("generation")
+    samples = []
+    for sample in (found or {"samples": []})["samples"]:
+        common = sample.get("common", "") if sample.get("first_difference") else sample["model"]
+        shown = {"prompt": sample["prompt"], "parts": sample.get("first_difference"), "tokens": sample["tokens"]}
+        for name in ("dense", "model"):
+            text = sample.get(name)
+            same = text is not None and text.startswith(common)
+            shown[name] = None if text is None else (common if same else "", text[len(common) :] if same else text)
+        samples.append(shown)
+    return samples
+
+
+def _slider(one: Gathered) -> Shown | None:
+    """What the page needs to predict widths and KL at other sizes."""
+    if one.curves is None or not one.curves["sites"]:
+        return None
+    priced = _priced(one.curves)
+    sites = []
+    for key, site in one.curves["sites"].items():
+        block, kind = key.split(".")
+        harm = site["damage"] if priced else site["error"]
+        kept = {name: site[name] for name in ("units", "cost", "kept", "removed")}
+        sites.append({"block": int(block), "kind": kind, "harm": harm, **kept})
+    found = one.part("quality")
+    measured = found["kl"]["value"] if found and "kl" in found else None
+    at_plan = sum(_at(site, site["units"] - site["kept"]) for site in sites)
+    scale = measured / at_plan if measured is not None and at_plan > 0 else None
+    if scale is not None:
+        how = "The sum of each site's own curve, scaled to the KL measured at the chosen size."
+    elif priced:
+        how = "The sum of what each site alone cost at the model's output; nothing was measured at the chosen size."
+        scale = 1.0
+    else:
+        how = "Widths only: a KL is predicted once part 'quality' has been measured against the dense model."
+    sizes = one.pruning["parameters"]
+    even = not one.pruning["recipe"]["per_block"]
+    return {
+        "sites": sites,
+        "scale": scale,
+        "how": how,
+        "even": even,
+        "prunable": sizes["prunable"],
+        "share": sizes["share_of_blocks"] or 1.0,
+    }
+
+
+def _at(site: Mapping[str, Any], removed: int) -> float:
+    return float(site["harm"][site["removed"].index(removed)])
+
+
+def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec]]:
+    """Quality against size, where at least two models were measured alike."""
+    rows: list[Shown] = []
+    metric = ""
+    for one in found:
+        quality = one.part("quality")
+        if quality is None or "value" not in quality:
+            continue
+        metric = quality["metric"]
+        error = quality["error"]
+        size = one.pruning["parameters"]
+        row = {"model": one.name, "parameters": size["after"], "value": quality["value"]}
+        rows.append({**row, "low": quality["value"] - error, "high": quality["value"] + error})
+        if "dense" in quality and not any(r["model"] == "dense" for r in rows):
+            dense = quality["dense"]
+            row = {"model": "dense", "parameters": size["before"], "value": dense["value"]}
+            rows.append({**row, "low": dense["value"] - dense["error"], "high": dense["value"] + dense["error"]})
+    if len({row["parameters"] for row in rows}) > 1 and len(found) > 1:
+        yield f"Quality against size: {metric}", figures.frontier(rows, metric)
+
+
+def _overview(found: Sequence[Gathered]) -> list[list[str]]:
+    """One row per model, first the head of the table."""
+    rows = [
+        ["model", "recipe", "parameters", "removed of the blocks", "quality", "KL to dense", "prefill, times dense"]
+    ]
+    for one in found:
+        quality, speed = one.part("quality") or {}, one.part("speed") or {}
+        kl = quality.get("kl")
+        prefill = speed.get("ratio", {}).get("prefill")
+        rows.append(
+            [
+                one.name,
+                one.pruning["recipe"]["name"],
+                f"{one.pruning['parameters']['after']:,}",
+                f"{one.pruning['parameters']['share_of_blocks']:.1%}",
+                f"{quality['value']:.4g}" if "value" in quality else "not measured",
+                f"{kl['value']:.4f}" if kl else "not measured",
+                f"{prefill['value']:.2f}" if prefill else "not measured",
+            ]
+        )
+    return rows
+
+
+_FLAGS = ("allocator", "reconstruction", "ridge", "held_out", "unit", "attention_share", "blocks", "of", "multiple_of")
+
+
+def _command(pruning: Mapping[str, Any]) -> str:
+    """The command that makes this folder, from the resolved recipe."""
+    recipe = pruning["recipe"]
+    words = [f"prunelm prune {pruning['base_model']} OUT --sparsity {recipe['sparsity']:g} --recipe {recipe['name']}"]
+    source = pruning["calibration"]["criterion"].get("source", "")
+    if recipe["calibration"] == "self-generated":
+        words.append("--self-generated")
+    elif source and source != "none needed":
+        words.append(f"--text {source}")
+    try:
+        named = Recipe.load(recipe["name"], sparsity=recipe["sparsity"]).to_dict()
+    except RecipeError:
+        return " ".join(words)
+    for name in (*_FLAGS, "samples", "length", "seed"):
+        if recipe[name] != named[name]:
+            words.append(f"--{name.replace('_', '-')} {recipe[name]}")
+    if recipe["per_block"] != named["per_block"]:
+        words.append("--per-block" if recipe["per_block"] else "--uniform")
+    if recipe["sites"] != named["sites"]:
+        words.append(f"--sites {','.join(recipe['sites'])}")
+    return " ".join(words)
+
+
+def _provenance(one: Gathered) -> list[tuple[str, str]]:
+    read = one.pruning["calibration"]["criterion"]
+    rows = [
+        ("dense model", one.pruning["base_model"]),
+        (
+            "calibrated on",
+            f"{read['tokens']:,} tokens in {read['sequences']:,} sequences, source: {read.get('source', 'unknown')}",
+        ),
+        ("opens with", "transformers" if one.pruning["loader"] == "transformers" else "prunelm.load"),
+        ("versions of the pruning", ", ".join(f"{k} {v}" for k, v in one.pruning["versions"].items())),
+    ]
+    if one.evaluation is not None:
+        said = ", ".join(f"{k} {v}" for k, v in one.evaluation.get("versions", {}).items())
+        rows.append(("versions of the evaluation", said))
+        texts = {p["text"]["name"]: p for p in one.evaluation["parts"].values() if "text" in p}
+        rows.append(("evaluated on", ", ".join(texts) or "no text"))
+        if "quality" in one.evaluation["parts"]:
+            settings = one.evaluation["parts"]["quality"]["settings"]
+            rows.append(
+                (
+                    "windows",
+                    f"{settings['length']} tokens, at most {settings['max_tokens'] or 'all'}, {settings['dtype']}",
+                )
+            )
+    return rows

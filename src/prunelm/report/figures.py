@@ -1,0 +1,362 @@
+"""The figures of a report, as Vega-Lite specifications; colors are those of the page, so they follow its theme."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Spec = dict[str, Any]
+Rows = list[dict[str, Any]]
+INK, GRID, FIRST, SECOND, FAINT = (f"var(--{name})" for name in ("ink", "grid", "first", "second", "faint"))
+BLOCKS = ["#2f7de1", "#c0589f", "#d98a1f"]
+"""First to last block, of middle lightness, so that they stand out in both themes."""
+CONFIG: Spec = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "gridColor": GRID,
+        "domainColor": GRID,
+        "tickColor": GRID,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+    },
+    "legend": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "titleFontWeight": "normal",
+        "orient": "bottom",
+        "labelFontSize": 12,
+    },
+    "view": {"stroke": None},
+    "scale": {"bandPaddingInner": 0.15},
+}
+
+
+def figure(description: str, rows: Rows, **spec: Any) -> Spec:
+    """A specification as wide as its place, with its data and its description in words."""
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "description": description,
+        "width": "container",
+        "height": 220,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "data": {"name": "rows", "values": rows},
+        "config": CONFIG,
+        **spec,
+    }
+
+
+def site_rows(sites: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Block, kind, units and kept units of every site."""
+    rows = []
+    for key, site in sites.items():
+        block, kind = key.split(".")
+        kept = len(site["kept"])
+        rows.append({"block": int(block), "kind": kind, "units": site["units"], "kept": kept})
+    return sorted(rows, key=lambda row: (row["kind"], row["block"]))
+
+
+def widths(rows: Rows, kind: str) -> Spec:
+    """Kept units per block, before the outline of the dense width."""
+    mine = [row for row in rows if row["kind"] == kind]
+    kept = [row["kept"] for row in mine]
+    tip = [_field("block"), _field("kept"), _field("units", "of")]
+    x = {
+        "field": "block",
+        "type": "ordinal",
+        "title": "block",
+        "axis": {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4},
+    }
+    y: Spec = {"type": "quantitative", "title": "units", "axis": {"tickMinStep": 1}}
+    return figure(
+        f"Units of {kind} per block: {_span(kept)} of {_span([row['units'] for row in mine])} stay.",
+        mine,
+        layer=[
+            {
+                "mark": {"type": "bar", "color": FAINT},
+                "encoding": {"x": x, "y": {"field": "units", **y}, "tooltip": tip},
+            },
+            {
+                "mark": {"type": "bar", "color": FIRST},
+                "encoding": {"x": x, "y": {"field": "kept", **y}, "tooltip": tip},
+            },
+        ],
+    )
+
+
+def curve_rows(curves: Mapping[str, Any]) -> Rows:
+    """Every kept point of every curve."""
+    rows = []
+    for key, site in curves["sites"].items():
+        block, kind = key.split(".")
+        chosen = site["units"] - site["kept"]
+        for k, removed in enumerate(site["removed"]):
+            row = {"block": int(block), "kind": kind, "removed": removed, "share": removed / site["units"]}
+            row |= {"error": site["error"][k], "chosen": removed == chosen}
+            rows.append(row | ({"damage": site["damage"][k]} if "damage" in site else {}))
+    return rows
+
+
+def error_curves(rows: Rows, kind: str, measure: str) -> Spec:
+    """One line per block, the chosen point marked."""
+    mine = [row for row in rows if row["kind"] == kind]
+    tip = [_field("block"), _field("removed"), _field("error", measure, ".3g")]
+    x = {"field": "share", "type": "quantitative", "title": "share of units removed", "axis": {"format": "%"}}
+    y = {"field": "error", "type": "quantitative", "title": measure}
+    color = {"field": "block", "type": "quantitative", "scale": {"range": BLOCKS}, "title": "block", "legend": None}
+    chosen = [row["error"] for row in mine if row["chosen"]]
+    return figure(
+        f"{measure.capitalize()} of {kind} against the share of units removed, a line per block; at the chosen widths "
+        f"{_span([float(f'{e:.3g}') for e in chosen])}.",
+        mine,
+        layer=[
+            {
+                "mark": {"type": "line", "strokeWidth": 1.5},
+                "encoding": {"x": x, "y": y, "color": color, "detail": {"field": "block"}, "tooltip": tip},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 60, "stroke": INK, "opacity": 1},
+                "transform": [{"filter": "datum.chosen"}],
+                "encoding": {"x": x, "y": y, "color": color, "tooltip": tip},
+            },
+        ],
+    )
+
+
+def sensitivity(curves: Mapping[str, Any], share: float = 0.25) -> Spec:
+    """What losing a quarter of a site's units would cost, block by block."""
+    rows = []
+    priced = all("damage" in site for site in curves["sites"].values())
+    field = "damage" if priced else "error"
+    for key, site in curves["sites"].items():
+        block, kind = key.split(".")
+        at = min(range(len(site["removed"])), key=lambda k: abs(site["removed"][k] - share * site["units"]))
+        rows.append({"block": int(block), "kind": kind, "cost": site[field][at], "removed": site["removed"][at]})
+    title = "KL, nats" if priced else "error"
+    worst = max(rows, key=lambda row: row["cost"])
+    return figure(
+        f"What losing {share:.0%} of a site's units costs; most in block {worst['block']}, {worst['kind']}.",
+        rows,
+        height=110,
+        mark={"type": "rect"},
+        encoding={
+            "x": {
+                "field": "block",
+                "type": "ordinal",
+                "title": "block",
+                "axis": {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4},
+            },
+            "y": {"field": "kind", "type": "nominal", "title": None},
+            "color": {"field": "cost", "type": "quantitative", "title": title, "scale": {"scheme": "viridis"}},
+            "tooltip": [_field("block"), _field("kind"), _field("removed"), _field("cost", title, ".3g")],
+        },
+    )
+
+
+def predicted(rows: Rows) -> Spec:
+    """Widths that the slider asks for; the page changes its data."""
+    shown = [{**row, "share": row["kept"] / row["units"]} for row in rows]
+    kinds = sorted({row["kind"] for row in rows})
+    return figure(
+        "Predicted share of units that stays per block, at the size that the slider asks for.",
+        shown,
+        mark={"type": "line", "point": True},
+        encoding={
+            "x": {
+                "field": "block",
+                "type": "ordinal",
+                "title": "block",
+                "axis": {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4},
+            },
+            "y": {
+                "field": "share",
+                "type": "quantitative",
+                "title": "units that stay",
+                "axis": {"format": "%"},
+                "scale": {"domain": [0, 1]},
+            },
+            "color": _kinds(kinds),
+            "tooltip": [_field("block"), _field("kind"), _field("kept"), _field("units", "of")],
+        },
+    )
+
+
+def frontier(rows: Rows, metric: str) -> Spec:
+    """Quality against size, one point per model."""
+    x = {
+        "field": "parameters",
+        "type": "quantitative",
+        "title": "parameters",
+        "axis": {"format": "~s"},
+        "scale": {"zero": False},
+    }
+    y = {"field": "value", "type": "quantitative", "title": metric, "scale": {"zero": False}}
+    tip = [_field("model"), _field("parameters", "parameters", ","), _field("value", metric, ".4g")]
+    ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    best = min(rows, key=lambda row: row["value"])
+    return figure(
+        f"{metric.capitalize()} against parameters of {len(rows)} models, with errors; lowest: {best['model']}.",
+        rows,
+        layer=[
+            {"mark": {"type": "line", "color": FAINT}, "encoding": {"x": x, "y": y}},
+            {"mark": {"type": "rule", "color": FIRST}, "encoding": {"x": x, **ends, "tooltip": tip}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 80, "color": FIRST},
+                "encoding": {"x": x, "y": y, "tooltip": tip},
+            },
+            {
+                "mark": {"type": "text", "align": "left", "dx": 8, "dy": -8, "color": INK},
+                "encoding": {"x": x, "y": y, "text": {"field": "model"}},
+            },
+        ],
+    )
+
+
+def positions(found: Mapping[str, Any]) -> Spec:
+    """Perplexity by position, dense and pruned."""
+    rows = [
+        {"model": label, **row}
+        for name, label in (("dense", "dense"), ("model", "pruned"))
+        for row in found.get(name, [])
+    ]
+    last = [row["perplexity"] for row in rows if row["until"] == rows[-1]["until"]]
+    return figure(
+        f"Perplexity by position in a window; at its end {' against '.join(f'{v:.4g}' for v in last)}.",
+        rows,
+        mark={"type": "line", "point": True},
+        encoding={
+            "x": {
+                "field": "until",
+                "type": "quantitative",
+                "scale": {"type": "log", "base": 2},
+                "title": "up to token",
+            },
+            "y": {"field": "perplexity", "type": "quantitative", "scale": {"type": "log", "nice": True}},
+            "color": _kinds(["dense", "pruned"], "model"),
+            "tooltip": [_field("model"), _field("from"), _field("until"), _field("perplexity", "perplexity", ".4g")],
+        },
+    )
+
+
+def noise(found: Mapping[str, Any]) -> Spec:
+    """How much more the pruned model suffers from noise than the dense one, with intervals."""
+    rows = [
+        {"text": f"{row['noise']} {row['strength']:g}", "noise": row["noise"], **row["excess"]}
+        for row in found["noisy"]
+    ]
+    worst = max(rows, key=lambda row: row["value"])
+    y = {"field": "text", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
+    tip = [_field("text"), *(_field(name, name, ".3f") for name in ("value", "low", "high"))]
+    x = {"type": "quantitative", "scale": {"zero": False}, "title": "ratio to dense, over that on clean text"}
+    return figure(
+        f"Ratio to dense on noisy text over that on clean text. Most: {worst['text']}, {worst['value']:.3f}.",
+        rows,
+        height=26 * len(rows),
+        layer=[
+            {"mark": {"type": "rule", "color": INK, "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 1, **x}}},
+            {
+                "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
+                "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "color": FIRST, "opacity": 1},
+                "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tip},
+            },
+        ],
+    )
+
+
+def transfer(found: Mapping[str, Any]) -> Spec:
+    """The matrix of calibration and test texts: ratios to dense."""
+    rows = [
+        {"calibrated": c["calibrated"], "tested": c["tested"], "said": f"{c['ratio']['value']:.2f}x", **c["ratio"]}
+        for c in found["cells"]
+    ]
+    tip = [_field("calibrated"), _field("tested"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
+    x = {"field": "tested", "type": "nominal", "title": "tested on", "axis": {"labelAngle": 0}}
+    y = {"field": "calibrated", "type": "nominal", "title": "calibrated on"}
+    middle = (min(r["value"] for r in rows) + max(r["value"] for r in rows)) / 2
+    worst = max(rows, key=lambda row: row["value"])
+    return figure(
+        f"Perplexity as a multiple of dense, by calibration and test text; most {worst['said']}, calibrated on "
+        f"{worst['calibrated']} and tested on {worst['tested']}.",
+        rows,
+        height=60 * len({row["calibrated"] for row in rows}) + 40,
+        layer=[
+            {
+                "mark": "rect",
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "tooltip": tip,
+                    "color": {
+                        "field": "value",
+                        "type": "quantitative",
+                        "title": "times dense",
+                        "scale": {"scheme": "viridis"},
+                    },
+                },
+            },
+            {
+                "mark": {"type": "text", "fontSize": 14},
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "text": {"field": "said"},
+                    "color": {"condition": {"test": f"datum.value > {middle}", "value": "#000"}, "value": "#fff"},
+                },
+            },
+        ],
+    )
+
+
+def speed(rows: Rows) -> Spec:
+    """Ratios to dense: speeds, memory, bytes."""
+    x = {"type": "quantitative", "title": "times dense", "scale": {"zero": False}}
+    y = {"field": "measure", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
+    tip = [_field("measure"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
+    said = ", ".join(f"{row['measure']} {row['value']:.2f}x" for row in rows)
+    return figure(
+        f"Measured ratios to the dense model: {said}. Lines: quartiles of the rounds.",
+        rows,
+        height=34 * len(rows),
+        layer=[
+            {"mark": {"type": "rule", "color": INK, "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 1, **x}}},
+            {
+                "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
+                "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "color": FIRST, "opacity": 1},
+                "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tip},
+            },
+        ],
+    )
+
+
+def _kinds(names: Sequence[str], field: str = "kind") -> Spec:
+    colors = [FIRST, SECOND] if field == "kind" else [SECOND, FIRST]
+    return {
+        "field": field,
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": list(names), "range": colors[: len(names)]},
+    }
+
+
+def _field(name: str, title: str | None = None, form: str | None = None) -> Spec:
+    return {"field": name, "title": title or name, **({"format": form} if form else {})}
+
+
+def _span(values: Sequence[int] | Sequence[float]) -> str:
+    if not values:
+        return "none"
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def numbered(figures: Sequence[Spec]) -> Iterator[tuple[str, Spec]]:
+    """Figures with the ids of their places on the page."""
+    for number, spec in enumerate(figures):
+        yield f"figure-{number}", spec

@@ -1,0 +1,212 @@
+"""The evaluation suite: parts that measure a pruned model beside the dense one, each optional, resumable, in JSON."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import token_ids
+from ..errors import EvaluationError
+from ..journal import Journal
+from ..loading import Source, load_model, load_tokenizer
+from ..progress import Progress
+from ..registry import did_you_mean
+from ..tasks import task_of
+
+PROBE = "The tokenizers must agree:\n\t1,024 words, naïve façades & 'quotes' \U0001f642.  2 spaces"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything that changes the numbers of a suite, apart from the models and the text.
+
+    `length`, `max_tokens`, `batch_size`: of the windows. `prompts`, `new_tokens`: of the generation. `rounds`: of the
+    speed. `tasks`, `include_path`, `limit`: for lm-eval. `pseudo_tokens`: masked in turn. `seed`: of all chance.
+    """
+
+    length: int = 1024
+    max_tokens: int | None = None
+    batch_size: int = 1
+    prompts: int = 8
+    new_tokens: int = 48
+    rounds: int = 7
+    pseudo_tokens: int = 512
+    tasks: tuple[str, ...] = ()
+    include_path: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is measured, the dense one beside it where there is one, their tokenizer, and the text."""
+
+    model: PreTrainedModel
+    dense: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    text: Path
+    source: Source
+    against: Source | None
+
+    @property
+    def models(self) -> dict[str, PreTrainedModel]:
+        """`dense`, where there is one, and `model`."""
+        return {**({"dense": self.dense} if self.dense is not None else {}), "model": self.model}
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where they come from, by the same names."""
+        return {**({"dense": self.against} if self.against is not None else {}), "model": self.source}
+
+
+Measure = Callable[[Subject, Setting, Journal, Progress], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of the suite: what it measures, for which kinds of models, and the settings that its numbers hang on."""
+
+    summary: str
+    measure: Measure
+    kinds: frozenset[str]
+    settings: tuple[str, ...]
+    reads_text: bool = True
+
+
+def parts() -> dict[str, Part]:
+    """Every part by name, in the order in which they are measured."""
+    from .generation import generation
+    from .noise import noise
+    from .positions import positions
+    from .pseudo import pseudo_perplexity
+    from .quality import quality
+    from .tasks import tasks
+    from .timing import memory, speed
+
+    causal, every = frozenset({"causal"}), frozenset({"causal", "masked", "classifier", "embedding"})
+    windows = ("length", "max_tokens", "batch_size", "seed", "dtype")
+    return {
+        "quality": Part(
+            summary="perplexity or accuracy, paired with dense; bits per byte, KL, agreement, calibration error",
+            measure=quality,
+            kinds=every,
+            settings=windows,
+        ),
+        "positions": Part(
+            summary="perplexity by position in the longest window that the model reads, at most 4 x length",
+            measure=positions,
+            kinds=causal,
+            settings=windows,
+        ),
+        "pseudo-perplexity": Part(
+            summary="every token masked in turn",
+            measure=pseudo_perplexity,
+            kinds=frozenset({"masked"}),
+            settings=("length", "pseudo_tokens", "batch_size", "dtype"),
+        ),
+        "generation": Part(
+            summary="greedy continuations beside those of dense, and where they part",
+            measure=generation,
+            kinds=causal,
+            settings=("prompts", "new_tokens", "dtype"),
+        ),
+        "noise": Part(
+            summary="perplexity with typos, other casing, lost punctuation, shuffled sentences",
+            measure=noise,
+            kinds=causal,
+            settings=windows,
+        ),
+        "tasks": Part(
+            summary="lm-eval tasks: acc and acc_norm (needs --tasks)",
+            measure=tasks,
+            kinds=causal,
+            settings=("tasks", "include_path", "limit", "batch_size", "seed", "dtype"),
+            reads_text=False,
+        ),
+        "speed": Part(
+            summary="prefill and decode tokens/s, first-token latency, KV cache, models taking turns",
+            measure=speed,
+            kinds=every,
+            settings=("rounds", "dtype"),
+            reads_text=False,
+        ),
+        "memory": Part(
+            summary="peak memory of a fresh process that loads the model and reads or writes with it",
+            measure=memory,
+            kinds=every,
+            settings=("dtype",),
+            reads_text=False,
+        ),
+    }
+
+
+def chosen_parts(names: Sequence[str], kind: str, setting: Setting) -> dict[str, Part]:
+    """The parts of these names; `all` is every one that fits the kind of model and needs nothing more.
+
+    Raises:
+        EvaluationError: an unknown name, a part that does not fit the model, or tasks without names.
+    """
+    known = parts()
+    if list(names) == ["all"]:
+        return {n: p for n, p in known.items() if kind in p.kinds and (n != "tasks" or setting.tasks)}
+    for name in names:
+        if name not in known:
+            raise EvaluationError(
+                f"no part is called {name!r}. {did_you_mean(name, list(known))}Known: all, {', '.join(known)}."
+            )
+        if kind not in known[name].kinds:
+            fits = ", ".join(n for n, p in known.items() if kind in p.kinds)
+            raise EvaluationError(f"part {name!r} does not fit this model, which is {kind}. Those that do: {fits}.")
+    if "tasks" in names and not setting.tasks:
+        raise EvaluationError("part 'tasks' needs the names of tasks: give --tasks NAME,NAME")
+    return {name: known[name] for name in known if name in names}
+
+
+def open_subject(source: Source, against: Source | None, text: Path, setting: Setting) -> Subject:
+    """The models of a suite, loaded, and found to be comparable.
+
+    Raises:
+        CheckpointError: cannot be loaded.
+        EvaluationError: the two do different tasks, or their tokenizers differ.
+    """
+    import torch
+
+    dtype = getattr(torch, setting.dtype)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype=dtype)
+    dense = load_model(against, dtype=dtype) if against is not None else None
+    if dense is not None and against is not None:
+        _comparable(model, dense, tokenizer, load_tokenizer(against))
+    return Subject(model=model, dense=dense, tokenizer=tokenizer, text=text, source=source, against=against)
+
+
+def _comparable(
+    model: PreTrainedModel,
+    dense: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+) -> None:
+    sizes = (model.config.vocab_size, dense.config.vocab_size)
+    if sizes[0] != sizes[1]:
+        raise EvaluationError(
+            f"the two models cannot be compared: vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens"
+        )
+    if task_of(model) != task_of(dense):
+        raise EvaluationError(
+            f"the two models cannot be compared: {type(model).__name__} and {type(dense).__name__} do different tasks"
+        )
+    ours, theirs = token_ids(PROBE, tokenizer), token_ids(PROBE, other)
+    if ours != theirs:
+        raise EvaluationError(
+            f"the two models cannot be compared: their tokenizers make {len(ours)} and {len(theirs)} tokens, not the "
+            "same ones, of one sentence. Losses per token and KL mean nothing then; compare models of one tokenizer."
+        )
+
+
+def settings_of(part: Part, setting: Setting) -> Mapping[str, Any]:
+    """The settings that a part's numbers hang on, JSON-able."""
+    data = asdict(setting)
+    return {name: list(data[name]) if isinstance(data[name], tuple) else data[name] for name in part.settings}

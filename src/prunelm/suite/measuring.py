@@ -1,0 +1,201 @@
+"""Run the parts of a suite, and keep what they found in a file that an interrupted run goes on with."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..calibration import fingerprint
+from ..card import model_card
+from ..data import JOIN, read_documents
+from ..errors import EvaluationError
+from ..journal import Journal
+from ..loading import Source, bytes_on_disk, find_model, read_json
+from ..overlap import overlap
+from ..progress import Progress, silent
+from ..tasks import task_of
+from . import Part, Setting, Subject, chosen_parts, open_subject, settings_of
+from .summary import measured
+
+FORMAT = 1
+FILE = "evaluation.json"
+
+
+def measure(
+    model: str | Path,
+    text: str | Path,
+    *,
+    against: str | Path | None = None,
+    parts: Sequence[str] = ("quality",),
+    out: str | Path | None = None,
+    setting: Setting | None = None,
+    progress: Progress = silent,
+    **access: bool,
+) -> dict[str, Any]:
+    """What some parts of the suite found about a model, as in the file `evaluation.json` (docs/format.md).
+
+    With `out`, every part is written there when it is finished, and parts that the file has under the same settings
+    are not measured again. An interrupted part goes on from a journal beside the file, with the same numbers.
+
+    Args:
+        model: what is measured.
+        text: that it was not calibrated on.
+        against: the dense model, for everything that is paired.
+        parts: names of `prunelm.suite.parts()`, or `all`.
+        out: file to write or to add to.
+        setting: everything that changes the numbers.
+        progress: told about windows, prompts and rounds.
+        access: see `prunelm.prune`.
+
+    Raises:
+        PruneLMError: one line that says what to do; finished parts stay in `out`.
+    """
+    setting = setting or Setting()
+    words = JOIN.join(read_documents(text))
+    source = find_model(model, **access)
+    other = find_model(against, **access) if against is not None else None
+    target = Path(out) if out is not None else None
+    head = _head(source, other)
+    found = _opened(target, head)
+    before = {"parts": dict(found["parts"])}
+    subject = open_subject(source, other, Path(text), setting)
+    for name, source_ in subject.sources.items():
+        who = "model" if name == "model" else "against"
+        head[who] |= {"parameters": _parameters(subject, name), "bytes": bytes_on_disk(source_)}
+    found |= head
+    for name, part in chosen_parts(parts, task_of(subject.model), setting).items():
+        asked = {"settings": dict(settings_of(part, setting))}
+        if part.reads_text:
+            asked["text"] = {"name": Path(text).name, "sha256": _sha256(words)}
+        known = found["parts"].get(name)
+        if known is not None and all(known.get(key) == value for key, value in asked.items()):
+            continue
+        found["parts"][name] = _run(name, part, subject, setting, asked, target, head, progress)
+        if part.reads_text:
+            found["parts"][name]["overlap"] = calibration_overlap(source, words)
+        found["versions"] = _versions()
+        if target is not None:
+            _write(target, found)
+    if target is not None and target.resolve().parent == source.folder.resolve():
+        _renew_card(source, before, found, task_of(subject.model))
+    return found
+
+
+def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, Any], task: str) -> None:
+    """Put the measured table on the card of a folder that we wrote, unless somebody has edited that card."""
+    plan, path = source.plan(), source.folder / "README.md"
+    if plan is None or not path.is_file():
+        return
+    if path.read_text(encoding="utf-8") in (model_card(plan), model_card(plan, measured(before, task))):
+        path.write_text(model_card(plan, measured(found, task)), encoding="utf-8")
+
+
+def _run(
+    name: str,
+    part: Part,
+    subject: Subject,
+    setting: Setting,
+    asked: Mapping[str, Any],
+    target: Path | None,
+    head: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """One part, with a journal beside the target that goes when the part is finished."""
+    start = time.perf_counter()
+    facts = {"part": name, **asked, **{who: head[who] and head[who]["weights"] for who in ("model", "against")}}
+    path = target.with_name(f".{target.name}.{name}-{_sha256(json.dumps(facts))[:8]}.journal") if target else None
+    result = part.measure(subject, setting, Journal(path, facts), progress)
+    if path is not None:
+        path.unlink()
+    return {**asked, "results": result, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def calibration_overlap(source: Source, text: str) -> dict[str, Any] | None:
+    """How much of a text the model was calibrated on, by the n-grams in its pruning.json; None without such a file."""
+    plan = source.plan()
+    if plan is None:
+        return None
+    calibration = plan["calibration"]["criterion"]
+    if "ngrams" not in calibration:
+        return {"unknown": f"pruning.json has no n-grams of its calibration text ({calibration.get('source')})"}
+    return overlap(text, calibration["ngrams"])
+
+
+def _head(source: Source, other: Source | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"format": FORMAT, "model": None, "against": None}
+    for who, one in (("model", source), ("against", other)):
+        if one is not None:
+            name = one.name if not Path(one.name).exists() else Path(one.name).resolve().name
+            found[who] = {"name": name, "weights": _sha256(json.dumps(fingerprint(one), sort_keys=True))[:16]}
+    return found
+
+
+def _parameters(subject: Subject, name: str) -> int:
+    return sum(p.numel() for p in subject.models[name].parameters())
+
+
+def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file has so far.
+
+    Raises:
+        EvaluationError: it is of other models, of another format, or no evaluation; or it cannot be written.
+    """
+    if target is None or not target.exists():
+        if target is not None and not target.absolute().parent.is_dir():
+            raise EvaluationError(f"{target}: the folder {target.absolute().parent} does not exist. Make it first.")
+        return {"parts": {}}
+    if target.is_dir():
+        raise EvaluationError(f"{target} is a folder; --out names a file, as in {target / FILE}.")
+    there = read_evaluation(target)
+    for who in ("model", "against"):
+        ours, theirs = (data.get(who) or {} for data in (head, there))
+        if ours.get("weights") != theirs.get("weights"):
+            what = "the model" if who == "model" else "the dense model (--against)"
+            raise EvaluationError(
+                f"{target} is an evaluation of other models: {what} was {theirs.get('name', 'none')}, and is now "
+                f"{ours.get('name', 'none')} ({ours.get('weights', 'none')} after {theirs.get('weights', 'none')}). "
+                "Name another file, or remove it."
+            )
+    return there
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `measure` wrote.
+
+    Raises:
+        CheckpointError: cannot be read.
+        EvaluationError: another format, or no evaluation.
+    """
+    data = read_json(path)
+    if data.get("format") != FORMAT or not isinstance(data.get("parts"), dict):
+        raise EvaluationError(f"{path}: no evaluation of format {FORMAT}. Name another file, or remove it.")
+    return data
+
+
+def _write(target: Path, data: Mapping[str, Any]) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise EvaluationError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "prunelm": version("prunelm"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

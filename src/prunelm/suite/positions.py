@@ -1,0 +1,32 @@
+"""Part `positions`: perplexity by position in long windows, where a pruned model may lose the use of far context."""
+
+from typing import Any
+
+from ..data import JOIN, describe, read_documents
+from ..evaluation import text_windows
+from ..journal import Journal
+from ..progress import Progress
+from ..scoring import perplexity_by_position
+from . import Setting, Subject
+from .quality import scored
+
+FACTOR = 4
+
+
+def positions(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
+    """Exp of the mean loss where the number of tokens seen doubles, for windows as long as the model reads them.
+
+    Raises:
+        DataError: the text does not fill one window.
+        EvaluationError: losses are not finite.
+    """
+    limit = getattr(subject.model.config, "max_position_embeddings", None) or FACTOR * setting.length
+    length = min(FACTOR * setting.length, limit)
+    text = JOIN.join(read_documents(subject.text))
+    windows = text_windows(text, str(subject.text), subject.model, subject.tokenizer, length, setting.max_tokens)
+    records = scored(subject, windows, setting, journal, progress, "positions")
+    facts = describe([{"input_ids": w[None]} for w in windows], subject.tokenizer, text=subject.text.name)
+    found = {"facts": {**facts, "length": length}, "model": perplexity_by_position(records)}
+    if subject.dense is not None:
+        found["dense"] = perplexity_by_position([r["dense"] for r in records])
+    return found

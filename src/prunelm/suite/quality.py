@@ -1,0 +1,115 @@
+"""Part `quality`: what the model's own task says, paired window by window with the dense model."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data import JOIN, describe, read_documents
+from ..evaluation import check_losses, evaluate, mean_and_error, text_windows, window_bytes
+from ..intervals import interval, ratio_of
+from ..journal import Journal
+from ..progress import Progress
+from ..scoring import Record, calibration_error, score_windows
+from ..tasks import task_of
+from . import Setting, Subject
+
+
+def quality(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
+    """Perplexity with bits per byte, calibration error and agreement; for encoders what `prunelm.evaluate` measures.
+
+    Raises:
+        DataError: the text does not fill one window.
+        EvaluationError: losses are not finite; names the window and the block.
+    """
+    if task_of(subject.model) != "causal":
+        return _encoder(subject, setting, journal, progress)
+    text = JOIN.join(read_documents(subject.text))
+    windows = text_windows(
+        text, str(subject.text), subject.model, subject.tokenizer, setting.length, setting.max_tokens
+    )
+    records = scored(subject, windows, setting, journal, progress, "quality")
+    size = sum(window_bytes(window, subject.tokenizer) for window in windows)
+    facts = describe([{"input_ids": w[None]} for w in windows], subject.tokenizer, text=subject.text.name)
+    return {"facts": facts, "metric": "perplexity", **perplexities(records, size, setting.seed)}
+
+
+def scored(
+    subject: Subject,
+    windows: Sequence[torch.Tensor],
+    setting: Setting,
+    journal: Journal,
+    progress: Progress,
+    stage: str,
+) -> list[Record]:
+    """The records of all windows, those that the journal knows not made again; all losses are finite."""
+    records: list[Record] = []
+    for start in range(0, len(windows), setting.batch_size):
+        progress(stage, start, len(windows))
+        some = torch.stack(list(windows[start : start + setting.batch_size]))
+        records += journal.entry(functools.partial(_entry, subject, some))["windows"]
+    progress(stage, len(windows), len(windows))
+    check_losses(subject.model, windows, records, str(subject.text))
+    if subject.dense is not None:
+        check_losses(subject.dense, windows, [r["dense"] for r in records], f"{subject.text}, dense model")
+    return records
+
+
+def _entry(subject: Subject, windows: torch.Tensor) -> dict[str, Any]:
+    return {"windows": score_windows(subject.model, windows, subject.dense)}
+
+
+def perplexities(records: Sequence[Record], size: int, seed: int) -> dict[str, Any]:
+    """What some records say: the model's own numbers and, where they hold the dense model's, both and their ratio."""
+    found: dict[str, Any] = _own(records, size)
+    if "dense" not in records[0]:
+        return found
+    dense = [r["dense"] for r in records]
+    counts = [r["tokens"] for r in records]
+    kl = [r["kl"] / r["tokens"] for r in records]
+    low, high = interval(kl, counts, seed=seed)
+    return {
+        **found,
+        "dense": _own(dense, size),
+        "ratio": ratio_of([r["loss"] for r in records], [r["loss"] for r in dense], counts, seed=seed),
+        "kl": {"value": sum(r["kl"] for r in records) / sum(counts), "low": low, "high": high},
+        "top1": sum(r["same"] for r in records) / sum(counts),
+        "windows": [[round(r["loss"], 5), round(r["dense"]["loss"], 5)] for r in records],
+    }
+
+
+def _own(records: Sequence[Record], size: int) -> dict[str, Any]:
+    mean, error = mean_and_error(records)
+    tokens = sum(r["tokens"] for r in records)
+    return {
+        "value": math.exp(mean),
+        "error": math.exp(mean) * error,
+        "bits_per_byte": mean * tokens / math.log(2) / size,
+        "calibration_error": calibration_error(records),
+        "predicted": tokens,
+    }
+
+
+def _encoder(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
+    def run(model: PreTrainedModel, against: PreTrainedModel | None) -> dict[str, Any]:
+        return evaluate(
+            model,
+            subject.tokenizer,
+            subject.text,
+            against=against,
+            length=setting.length,
+            max_tokens=setting.max_tokens,
+            seed=setting.seed,
+            progress=progress,
+        ).to_dict()
+
+    found = journal.entry(lambda: run(subject.model, subject.dense))
+    if subject.dense is not None and found["value"] is not None:
+        dense = journal.entry(lambda: run(subject.dense, None))
+        found["dense"] = {name: dense[name] for name in ("value", "error", "bits_per_byte")}
+    if found["kl"] is not None:
+        found["kl"] = {"value": found["kl"], "low": None, "high": None}
+    return {name: value for name, value in found.items() if value is not None}

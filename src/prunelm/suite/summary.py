@@ -1,0 +1,169 @@
+"""An evaluation in a few rows: what is printed, what the model card says, what the report begins with."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..card import Measured
+
+Row = tuple[str, str, str, str]
+"""Measure, dense, model, and how they compare; empty where there is nothing to say."""
+
+
+def summary(found: Mapping[str, Any]) -> list[Row]:
+    """One row per measure of every part that was measured."""
+    rows: list[Row] = []
+    for name, part in found["parts"].items():
+        rows += _ROWS[name](part["results"])
+    return rows
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What must be said beside the numbers: text that the model was calibrated on, and text for which nobody knows."""
+    said: dict[str, None] = {}
+    for part in found["parts"].values():
+        met = part.get("overlap")
+        if not met:
+            continue
+        if met.get("flagged"):
+            said[
+                f"{part['text']['name']}: about {met['share']:.0%} of its 8-word passages are in the calibration text "
+                f"({met['shared']} of {met['checked']} checked). These numbers flatter the pruned model."
+            ] = None
+        elif "unknown" in met and "none needed" not in met["unknown"] and "self-generated" not in met["unknown"]:
+            said[f"whether {part['text']['name']} was calibrated on is not known: {met['unknown']}"] = None
+    return list(said)
+
+
+def measured(found: Mapping[str, Any], task: str) -> Measured | None:
+    """What the model card says of an evaluation; None before part `quality` was measured."""
+    part = found["parts"].get("quality")
+    if part is None:
+        return None
+    results, names = part["results"], ("bits_per_byte", "top1", "cosine")
+    metrics = {results["metric"]: results["value"]} if "value" in results else {}
+    metrics |= {name: results[name] for name in names if name in results}
+    metrics |= {"kl_to_dense": results["kl"]["value"]} if "kl" in results else {}
+    rows = [tuple(cell.replace("+-", "±") for cell in row) for row in summary(found)]
+    return Measured(rows=rows, notes=notes(found), text=part["text"]["name"], task=_TASKS[task], metrics=metrics)
+
+
+_TASKS = {
+    "causal": "text-generation",
+    "masked": "fill-mask",
+    "classifier": "text-classification",
+    "embedding": "feature-extraction",
+}
+
+
+def _ratio(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    if found.get("low") is None:
+        return f"{found['value']:.3f}x"
+    return f"{found['value']:.3f}x ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _both(found: Mapping[str, Any], key: str, form: str) -> tuple[str, str]:
+    dense = found.get("dense", {}).get(key)
+    mine = found.get(key)
+    return ("" if dense is None else form.format(dense), "" if mine is None else form.format(mine))
+
+
+def _with_error(found: Mapping[str, Any]) -> str:
+    if found.get("value") is None:
+        return ""
+    return f"{found['value']:.4g}" + (f" +- {found['error']:.2g}" if found.get("error") is not None else "")
+
+
+def _quality(found: Mapping[str, Any]) -> Iterator[Row]:
+    if "value" in found:
+        yield found["metric"], _with_error(found.get("dense", {})), _with_error(found), _ratio(found.get("ratio"))
+    if "bits_per_byte" in found:
+        yield "bits per byte", *_both(found, "bits_per_byte", "{:.4f}"), ""
+    if "calibration_error" in found:
+        yield "calibration error", *_both(found, "calibration_error", "{:.4f}"), ""
+    if "kl" in found:
+        kl = found["kl"]
+        span = f" ({kl['low']:.4f} to {kl['high']:.4f})" if kl["low"] is not None else ""
+        yield "KL to dense", "", f"{kl['value']:.4f}{span}", ""
+    if "top1" in found:
+        yield "same top token", "", f"{found['top1']:.1%}", ""
+    if "cosine" in found:
+        yield "cosine to dense", "", f"{found['cosine']:.4f}", ""
+
+
+def _positions(found: Mapping[str, Any]) -> Iterator[Row]:
+    dense = found.get("dense", [{}] * len(found["model"]))
+    for mine, theirs in zip(found["model"], dense, strict=True):
+        ratio = f"{mine['perplexity'] / theirs['perplexity']:.3f}x" if theirs else ""
+        label = f"perplexity of tokens {mine['from']} to {mine['until']}"
+        yield label, f"{theirs['perplexity']:.4g}" if theirs else "", f"{mine['perplexity']:.4g}", ratio
+
+
+def _pseudo(found: Mapping[str, Any]) -> Iterator[Row]:
+    dense, mine = _with_error(found.get("dense", {})), _with_error(found["model"])
+    yield "pseudo-perplexity", dense, mine, _ratio(found.get("ratio"))
+
+
+def _generation(found: Mapping[str, Any]) -> Iterator[Row]:
+    if "same" in found:
+        of = f"of {found['new_tokens']} tokens"
+        yield "greedy text parts at token", "", f"{found['median_first_difference']:g} (median)", of
+        yield "same continuation", "", f"{found['identical']} of {len(found['samples'])}", ""
+
+
+def _noise(found: Mapping[str, Any]) -> Iterator[Row]:
+    for row in found["noisy"]:
+        excess = row.get("excess")
+        said = f"{_ratio(excess)} of the clean ratio" if excess else ""
+        yield f"bits per byte, {row['noise']} {row['strength']:g}", *_both(row, "bits_per_byte", "{:.4f}"), said
+
+
+def _tasks(found: Mapping[str, Any]) -> Iterator[Row]:
+    for task, both in found["tasks"].items():
+        for metric in both["model"]:
+            if metric == "rows":
+                continue
+            yield (
+                f"{task} {metric}",
+                _with_error(both.get("dense", {}).get(metric, {})),
+                _with_error(both["model"][metric]),
+                "",
+            )
+
+
+def _speed(found: Mapping[str, Any]) -> Iterator[Row]:
+    for key, label, scale, form in (
+        ("prefill", "prefill tokens/s", 1, "{:,.0f}"),
+        ("decode", "decode tokens/s", 1, "{:,.1f}"),
+        ("first_token", "first token, ms", 1000, "{:,.1f}"),
+        ("cache_bytes_per_token", "KV cache, bytes per token", 1, "{:,.0f}"),
+        ("file_bytes", "bytes on disk", 1, "{:,}"),
+    ):
+        values = [found.get(name, {}).get(key) for name in ("dense", "model")]
+        if values[1] is None:
+            continue
+        dense, mine = ("" if value is None else form.format(value * scale) for value in values)
+        ratio = found.get("ratio", {}).get(key)
+        if ratio is None and values[0]:
+            ratio = {"value": values[1] / values[0]}
+        yield label, dense, mine, _ratio(ratio)
+
+
+def _memory(found: Mapping[str, Any]) -> Iterator[Row]:
+    for key, label in (("loaded", "peak memory to load, MB"), ("used", "peak memory to use, MB")):
+        values = [found[name][key] / 1e6 if name in found else None for name in ("dense", "model")]
+        dense, mine = ("" if value is None else f"{value:,.0f}" for value in values)
+        yield label, dense, mine, f"{values[1] / values[0]:.3f}x" if values[0] and values[1] else ""
+
+
+_ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
+    "quality": _quality,
+    "positions": _positions,
+    "pseudo-perplexity": _pseudo,
+    "generation": _generation,
+    "noise": _noise,
+    "tasks": _tasks,
+    "speed": _speed,
+    "memory": _memory,
+}

@@ -1,0 +1,268 @@
+"""The report says what is known and what is missing, and works in a browser that may not load anything."""
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunelm
+from prunelm.errors import CheckpointError
+from prunelm.loading import find_model, load_model, load_tokenizer
+from prunelm.report import write_report
+from prunelm.report.caveats import caveats
+from prunelm.suite import Setting
+from prunelm.workflow import calibration_batches
+
+BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+QUICK = Setting(length=32, max_tokens=512, rounds=2, prompts=2, new_tokens=6)
+PARTS = ("quality", "positions", "generation", "noise", "speed")
+
+
+def pruned(dense: Path, out: Path, text: Path, *, sparsity: float, recipe: str, **fields: Any) -> None:
+    """What `prunelm prune` writes, without the proof in a fresh process, which other tests see to."""
+    source = find_model(dense)
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    chosen = prunelm.Recipe.load(recipe, sparsity=sparsity, samples=16, length=32, multiple_of=4, **fields)
+    batches, refit = calibration_batches(model, tokenizer, chosen, prunelm.read_documents(text), name=text.name)
+    report = prunelm.prune_(model, batches, chosen, refit=refit)
+    prunelm.save(model, report, out, source=source, tokenizer=tokenizer, prove=False)
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A family of two sizes with widths per block, and one model of equal widths with everything measured."""
+    root, dense = tmp_path_factory.mktemp("report"), tiny_folder("llama")
+    text = root / "held-out.txt"
+    text.write_text(text_file.read_text()[20_000:])
+    (root / "FAMILY").mkdir()
+    for sparsity in (0.2, 0.4):
+        folder = root / "FAMILY" / str(sparsity)
+        pruned(dense, folder, text_file, sparsity=sparsity, recipe="sensitivity", held_out=0.25)
+        prunelm.measure(folder, text, against=dense, out=folder / "evaluation.json", setting=QUICK)
+    one = root / '<ONE> & "only"'
+    pruned(dense, one, text_file, sparsity=0.4, recipe="goa-budget")
+    prunelm.measure(one, text, against=dense, parts=PARTS, out=one / "evaluation.json", setting=QUICK)
+    recipe = prunelm.Recipe.load("goa-budget", sparsity=0.3, samples=8, length=32)
+    (root / "a.txt").write_text(text_file.read_text()[:9_000])
+    texts = [root / "a.txt", text]
+    prunelm.transfer(dense, texts, recipe=recipe, length=32, max_tokens=128, out=one / "transfer.json")
+    return root / "FAMILY", one
+
+
+@pytest.fixture(scope="module")
+def page(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(folders, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def own_text(page: Path) -> str:
+    """The page without its scripts."""
+    return re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.S)
+
+
+def test_the_page_is_complete(page: Path, folders: tuple[Path, Path]) -> None:
+    text = own_text(page)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+    assert "default-src 'none'" in text
+    assert "&lt;ONE&gt; &amp;" in text
+    assert "<ONE>" not in text
+    evaluation = json.loads((folders[1] / "evaluation.json").read_text())["parts"]["quality"]["results"]
+    assert f"{evaluation['kl']['value']:.4f}" in text
+    assert f"{evaluation['ratio']['value']:.3f}x" in text
+    assert "--sparsity 0.4 --recipe goa-budget --text words.txt --multiple-of 4 --samples 16 --length 32" in text
+    assert page.stat().st_size < 1_500_000
+    figures = data_of(page)["figures"]
+    assert all(len(spec["description"]) > 20 for spec in figures.values())
+    titles = re.findall(r"<h4>(.*?)</h4>", text)
+    for title in (
+        "Attention: units that stay",
+        "FFN: units",
+        "Sensitivity",
+        "Perplexity by position",
+        "Transfer",
+        "Robu",
+    ):
+        assert any(found.startswith(title) for found in titles), titles
+    assert "Quality against size: perplexity" in titles
+
+
+def test_what_was_not_measured_is_said_with_its_command(
+    folders: tuple[Path, Path], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    bare = tmp_path / "BARE"
+    bare.mkdir()
+    shutil.copy(folders[1] / "pruning.json", bare)
+    ran = cli("report", bare)
+    assert ran.code == 0, ran
+    assert "report.html: written" in ran.out
+    text = own_text(bare / "report.html")
+    assert "No quality has been measured yet" in text
+    for part in ("quality", "generation", "noise", "speed"):
+        assert f"prunelm evaluate BARE --against llama --text YOUR_TEXT --parts {part}" in text
+    assert "prunelm transfer llama TEXT_A TEXT_B" in text
+    assert "curves.json" in text
+    with pytest.raises(CheckpointError, match=r"no pruning\.json in it or one level below"):
+        write_report([tmp_path / "none"])
+    refused = cli("report", bare, "--out", tmp_path / "no" / "page.html")
+    assert refused.code == 1
+    assert "cannot be written" in refused.err
+
+
+def test_caveats_are_said(folders: tuple[Path, Path]) -> None:
+    pruning = json.loads((folders[1] / "pruning.json").read_text())
+    evaluation = json.loads((folders[1] / "evaluation.json").read_text())
+    evaluation["parts"]["quality"]["overlap"] = {"share": 0.4, "checked": 10, "shared": 4, "flagged": True}
+    evaluation["parts"]["speed"]["results"]["ratio"]["decode"]["value"] = 0.9
+    cells = [{"calibrated": a, "tested": b, "ratio": {"value": 1.1 if a == b else 1.5}} for a in "xy" for b in "xy"]
+    pruning["calibration"]["criterion"]["tokens"] = 100
+    pruning["sites"]["0.ffn"]["kept"] = list(range(13))
+    said = "\n".join(caveats(pruning, evaluation, {"cells": cells}))
+    for words in (
+        "40% of its 8-word",
+        "Decoding is not faster",
+        "0.900x",
+        "hangs on its calibration text: on x",
+        ": 13 ",
+    ):
+        assert words in said
+    assert "Few calibration tokens: 100 for FFNs of" in said
+    assert "hangs" not in "\n".join(caveats(pruning, evaluation, None))
+
+
+def test_heads_are_joined_where_they_are_alike(folders: tuple[Path, Path], page: Path) -> None:
+    from prunelm.report.head_graph import head_graphs
+
+    pruning, curves = (json.loads((folders[1] / name).read_text()) for name in ("pruning.json", "curves.json"))
+    graphs = head_graphs(pruning, curves)
+    assert len(graphs) == len({key for key in pruning["sites"] if key.endswith("attention")})
+    for graph in graphs:
+        flat = curves["similarity"][f"{graph['block']}.attention"]
+        assert len(graph["edges"]) == sum(d < 0.16 for d in flat)
+        assert len(flat) == len(graph["nodes"]) * (len(graph["nodes"]) - 1) // 2
+        site = pruning["sites"][f"{graph['block']}.attention"]
+        share = sum(node["kept"] for node in graph["nodes"]) / len(graph["nodes"])
+        assert share == len(site["kept"]) / site["units"]
+    assert page.read_text().count('class="stays"') == sum(n["kept"] for g in graphs for n in g["nodes"])
+
+
+def test_curves_are_those_of_the_plan(folders: tuple[Path, Path]) -> None:
+    for folder in (folders[1], folders[0] / "0.4"):
+        pruning, curves = (json.loads((folder / name).read_text()) for name in ("pruning.json", "curves.json"))
+        assert curves["sites"]
+        for key, site in curves["sites"].items():
+            assert site["kept"] == len(pruning["sites"][key]["kept"])
+            assert site["units"] - site["kept"] in site["removed"]
+            assert len(site["removed"]) == len(site["error"]) <= 40
+            assert site["error"] == sorted(site["error"])
+            assert ("damage" in site) == (folder != folders[1])
+        gone = sum((s["units"] - s["kept"]) * s["cost"] for s in curves["sites"].values())
+        sizes = pruning["parameters"]
+        assert gone == sizes["before"] - sizes["after"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("no Chromium, or no playwright, on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 390)])
+def test_the_page_works_in_a_browser(
+    browser: Any, page: Path, folders: tuple[Path, Path], theme: str, width: int
+) -> None:
+    opened = browser.new_page(color_scheme=theme, viewport={"width": width, "height": 900})
+    said: list[str] = []
+    asked: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.goto(page.as_uri())
+    opened.wait_for_selector("html[data-drawn]", timeout=120_000)
+    data = data_of(page)
+    assert opened.evaluate("document.documentElement.dataset.drawn") == str(len(data["figures"]))
+    marks = opened.evaluate(
+        "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('svg [role=graphics-symbol]').length)"
+    )
+    assert len(marks) == len(data["figures"])
+    assert min(marks) > 0
+    names = "[...document.querySelectorAll('.plot, .heads svg')].every((s) => s.getAttribute('aria-label'))"
+    assert opened.evaluate(names)
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    _slides(opened, folders)
+    _sorts(opened)
+    assert said == []
+    assert asked == [page.as_uri()]
+    opened.close()
+
+
+def _slides(opened: Any, folders: tuple[Path, Path]) -> None:
+    """The slider starts at what was measured, and moves with the keyboard."""
+    sliders = opened.evaluate("[...document.querySelectorAll('input[type=range]')].map((i) => i.id)")
+    last = sliders[-1]  # the model of equal widths
+
+    def predicted() -> float:
+        return float(re.search(r"KL ([\d.]+)", opened.inner_text(f"#{last}-said"))[1])
+
+    found = json.loads((folders[1] / "evaluation.json").read_text())["parts"]["quality"]["results"]["kl"]["value"]
+    first = predicted()
+    assert first == pytest.approx(found, rel=0.15)
+    figure = opened.evaluate(f"data.sliders['{last}'].figure")
+    before = opened.evaluate(f"views['{figure}'].data('rows').map((r) => r.kept)")
+    opened.focus(f"#{last}")
+    for _ in range(10):
+        opened.keyboard.press("ArrowRight")
+    assert predicted() > first
+    after = opened.evaluate(f"views['{figure}'].data('rows').map((r) => r.kept)")
+    assert sum(after) < sum(before)
+
+
+def _sorts(opened: Any) -> None:
+    """A click on the head of a column sorts its table, the second click the other way round."""
+    column = "[...document.querySelector('table.sortable').tBodies[0].rows].map((r) => r.cells[2].textContent)"
+    head = opened.locator("table.sortable").first.locator("thead button").nth(2)
+    head.click()
+    rising = [int(cell.replace(",", "")) for cell in opened.evaluate(column)]
+    assert rising == sorted(rising)
+    head.press("Enter")
+    falling = [int(cell.replace(",", "")) for cell in opened.evaluate(column)]
+    assert falling == rising[::-1] != rising
+    assert opened.get_attribute("table.sortable thead th:nth-child(3)", "aria-sort") == "descending"
+
+
+def test_compare_writes_the_page_too(
+    cli: Callable[..., Any], folders: tuple[Path, Path], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    bare, text = tmp_path / "BARE", tmp_path / "t.txt"
+    shutil.copytree(folders[1], bare, ignore=shutil.ignore_patterns("evaluation.json", "transfer.json"))
+    text.write_text("some words that nobody has read before. " * 20)
+    window = ("--text", text, "--length", "32", "--max-tokens", "128")
+    page = tmp_path / "page.html"
+    dense, other = tiny_folder("llama"), folders[0] / "0.2"
+    ran = cli("compare", dense, bare, other, *window, "--out", page, "--json")
+    assert ran.code == 0, ran
+    rows, shown = json.loads(ran.out), own_text(page)
+    assert f"{rows[1]['evaluation']['kl']:.4f}" in shown
+    assert f"{rows[0]['evaluation']['value']:.4g}" in shown
+    assert f"{rows[1]['speedup']:.2f}x" in shown
+    assert "Quality against size" in shown
+    refused = cli("compare", dense, dense, *window, "--out", page)
+    assert refused.code == 1
+    assert "no pruning.json" in refused.err

@@ -1,0 +1,89 @@
+"""`prunelm evaluate --parts` as a user meets it: the table, the file, the warning about calibration text."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SIZE = ("--length", "32", "--max-tokens", "256")
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("suite") / "OUT"
+    half = out.parent / "calibration.txt"
+    half.write_text(text_file.read_text()[:20_000])
+    small = ("--samples", "64", "--length", "128")
+    ran = cli("prune", tiny_folder("llama"), out, "--sparsity", "0.3", "--text", half, *small)
+    assert ran.code == 0, ran
+    return out
+
+
+def test_parts_are_measured_and_kept(
+    cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    held_out = pruned.parent / "held-out.txt"
+    held_out.write_text(text_file.read_text()[20_000:])
+    out = pruned.parent / "evaluation.json"
+    command = ("evaluate", pruned, "--text", held_out, "--against", tiny_folder("llama"), *SIZE, "--out", out)
+    ran = cli(*command, "--parts", "quality,generation")
+    assert ran.code == 0, ran
+    for shown in ("perplexity", "bits per byte", "calibration error", "KL to dense", "greedy text parts at token"):
+        assert shown in ran.out
+    assert "note:" not in ran.err
+    found = json.loads(out.read_text())
+    assert found["format"] == 1
+    assert found["parts"]["quality"]["overlap"]["checked"] > 100
+    assert not found["parts"]["quality"]["overlap"]["flagged"]
+    assert found["model"]["parameters"] < found["against"]["parameters"]
+    again = cli(*command, "--parts", "quality", "--json")
+    assert json.loads(again.out) == found
+
+
+def test_calibration_text_is_flagged(cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path]) -> None:
+    text = pruned.parent / "calibration.txt"
+    ran = cli("evaluate", pruned, "--text", text, *SIZE, "--parts", "quality")
+    assert ran.code == 0
+    assert "of its 8-word passages are in the calibration text" in ran.err
+    assert "flatter" in ran.err
+    named = json.loads(cli("list", "parts", "--json").out)
+    assert [row["name"] for row in named][:2] == ["quality", "positions"]
+
+
+def test_a_wrong_part_is_one_line(cli: Callable[..., Any], pruned: Path, text_file: Path) -> None:
+    ran = cli("evaluate", pruned, "--text", text_file, *SIZE, "--parts", "qualiti")
+    assert ran.code == 1
+    assert ran.err.startswith("error: no part is called 'qualiti'. Did you mean 'quality'?")
+
+
+def test_the_model_card_carries_what_was_measured(
+    cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    held_out = pruned.parent / "unseen.txt"
+    held_out.write_text(text_file.read_text()[20_000:])
+    card = pruned / "README.md"
+    assert "model-index" not in card.read_text()
+    command = ("evaluate", pruned, "--text", held_out, "--against", tiny_folder("llama"), *SIZE)
+    assert cli(*command, "--out", pruned / "evaluation.json").code == 0
+    text = card.read_text()
+    (head,) = re.findall(r"^---\n(.*?)^---$", text, re.M | re.S)
+    results = yaml.safe_load(head)["model-index"][0]["results"][0]
+    found = json.loads((pruned / "evaluation.json").read_text())["parts"]["quality"]["results"]
+    metrics = {metric["type"]: metric["value"] for metric in results["metrics"]}
+    assert metrics["perplexity"] == pytest.approx(found["value"], rel=1e-5)
+    assert metrics["kl_to_dense"] == pytest.approx(found["kl"]["value"], rel=1e-4)
+    assert (results["task"]["type"], results["dataset"]["name"]) == ("text-generation", "unseen.txt")
+    assert f"| perplexity | {found['dense']['value']:.4g} ±" in text
+    assert "## Load it" in text
+    # More parts renew the card; a card that somebody edited stays as it is.
+    assert cli(*command, "--parts", "generation", "--out", pruned / "evaluation.json").code == 0
+    assert "| same continuation |" in card.read_text()
+    card.write_text("mine")
+    assert cli(*command, "--max-tokens", "128", "--out", pruned / "evaluation.json").code == 0
+    assert card.read_text() == "mine"

@@ -1,0 +1,64 @@
+"""Calibrated on one text, tested on another: every cell is what pruning and evaluating by hand give."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunelm
+from conftest import pseudo_english
+
+SIZE = ("--samples", "8", "--calibration-length", "32", "--length", "32", "--max-tokens", "192")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "words.txt").write_text(pseudo_english(6_000, seed=1))
+    rows = [{"text": "".join(f"{(i * k) % 97} + {k}; " for k in range(40))} for i in range(12)]
+    (folder / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [folder / "words.txt", folder / "numbers.jsonl"]
+
+
+def test_every_cell_is_that_of_prune_and_evaluate(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], texts: list[Path], tmp_path: Path
+) -> None:
+    model, out = tiny_folder("llama"), tmp_path / "transfer.json"
+    command = ("transfer", model, *texts, "--sparsity", "0.3", *SIZE, "--out", out)
+    ran = cli(*command)
+    assert ran.code == 0, ran
+    assert "tested on numbers" in ran.out
+    assert "dense" in ran.out
+    found = json.loads(out.read_text())
+    cells = {(c["calibrated"], c["tested"]): c for c in found["cells"]}
+    assert len(cells) == 4
+    rows = [json.loads(line)["text"] for line in texts[1].read_text().splitlines()]
+    (tmp_path / "numbers-to-calibrate.jsonl").write_text("\n".join(json.dumps({"text": r}) for r in rows[::2]))
+    (tmp_path / "tested.txt").write_text(texts[0].read_text()[3_000:])
+    prunelm.prune(
+        model, tmp_path / "P", sparsity=0.3, text=tmp_path / "numbers-to-calibrate.jsonl", samples=8, length=32
+    )
+    by_hand = prunelm.evaluate(tmp_path / "P", tmp_path / "tested.txt", against=model, length=32, max_tokens=192)
+    cell = cells["numbers", "words"]
+    assert cell["value"] == pytest.approx(by_hand.value, rel=1e-5)
+    assert cell["kl"]["value"] == pytest.approx(by_hand.kl, rel=1e-4)
+    assert not cell["overlap"]["flagged"]
+    # A cell that is taken away is measured again, alike; nothing else is.
+    kept = [c for c in found["cells"] if c is not found["cells"][3]]
+    out.write_text(json.dumps({**found, "cells": kept}))
+    assert cli(*command).code == 0
+    assert json.loads(out.read_text()) == found
+    other = cli(*command[:-1], out, "--seed", "3")
+    assert other.code == 1
+    assert "of another run (recipe differ)" in other.err
+
+
+def test_texts_that_cannot_be_told_apart(cli: Callable[..., Any], tiny_folder: Any, texts: list[Path]) -> None:
+    ran = cli("transfer", tiny_folder("llama"), texts[0], texts[0], "--sparsity", "0.3")
+    assert ran.code == 1
+    assert "at least two texts with different names are needed, got words, words" in ran.err
+    ran = cli("transfer", tiny_folder("bert"), *texts, "--sparsity", "0.3")
+    assert ran.code == 1
+    assert "predict the next token" in ran.err

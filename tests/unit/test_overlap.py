@@ -1,0 +1,46 @@
+"""Text that was calibrated on is found again by hashed n-grams, whatever its length; other text is not."""
+
+import base64
+
+import pytest
+
+from conftest import pseudo_english
+from prunelm.overlap import BYTES, MOST, overlap, sketch
+
+SEEN, OTHER = pseudo_english(60_000, seed=1), pseudo_english(60_000, seed=2)
+
+
+def test_a_sketch_is_small_and_finds_its_own_text() -> None:
+    known = sketch([SEEN])
+    kept = len(base64.b64decode(known["hashes"])) // BYTES
+    assert MOST / 2 <= kept <= MOST
+    assert known["modulus"] > 1
+    found = overlap(SEEN, known)
+    assert found["share"] == 1
+    assert found["flagged"]
+    assert found["checked"] >= kept
+
+
+def test_other_text_is_not_flagged() -> None:
+    found = overlap(OTHER, sketch([SEEN]))
+    assert found["share"] == 0
+    assert not found["flagged"]
+    assert found["checked"] > 300
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_share_is_estimated(share: float) -> None:
+    mixed = SEEN[: int(60_000 * share)] + OTHER[int(60_000 * share) :]
+    found = overlap(mixed, sketch([SEEN]))
+    assert found["share"] == pytest.approx(share, abs=0.06)
+    assert found["flagged"]
+
+
+def test_case_and_punctuation_do_not_hide_a_copy() -> None:
+    assert overlap(SEEN.upper().replace(".", " ;"), sketch([SEEN]))["share"] == 1
+
+
+def test_short_texts() -> None:
+    known = sketch(["too short"])
+    assert known["hashes"] == ""
+    assert overlap("also too short", known) == {"share": 0.0, "checked": 0, "shared": 0, "flagged": False}

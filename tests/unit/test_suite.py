@@ -1,0 +1,393 @@
+"""Every part of the suite equals a plain loop, does not hang on batches, and goes on after an interrupt."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import pseudo_english
+from prunelm.errors import CalibrationError, DataError, EvaluationError, PruneLMError
+from prunelm.loading import find_model, load_model, load_tokenizer
+from prunelm.suite import Setting, parts
+from prunelm.suite.measuring import measure
+from prunelm.suite.summary import notes, summary
+
+LENGTH = 32
+QUICK = {"length": LENGTH, "max_tokens": 8 * LENGTH, "rounds": 2, "prompts": 3, "new_tokens": 6, "pseudo_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "held-out.txt"
+    path.write_text(pseudo_english(4_000, seed=11))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder: Callable[..., Path]) -> tuple[Path, Path]:
+    """A model and another that plays its dense parent."""
+    return tiny_folder("llama"), tiny_folder("llama", seed=1)
+
+
+def run(pair: tuple[Path, Path], text: Path, *names: str, **options: Any) -> dict[str, Any]:
+    fields = {**QUICK, **{k: options.pop(k) for k in list(options) if k in Setting.__dataclass_fields__}}
+    return measure(pair[0], text, against=pair[1], parts=names, setting=Setting(**fields), **options)
+
+
+def windows_of(text: Path, tokenizer: Any, length: int = LENGTH, count: int = 8) -> list[torch.Tensor]:
+    ids = tokenizer(text.read_text(), add_special_tokens=False)["input_ids"][: count * length]
+    return [torch.tensor([ids[i : i + length]]) for i in range(0, len(ids), length)]
+
+
+@torch.no_grad()
+def plain(folder: Path, windows: list[torch.Tensor]) -> list[float]:
+    model = load_model(find_model(folder))
+    return [float(model(input_ids=w, labels=w).loss) for w in windows]
+
+
+# Quality.
+
+
+def test_quality_is_that_of_a_plain_loop(pair: tuple[Path, Path], text: Path, byte_tokenizer: Any) -> None:
+    found = run(pair, text, "quality")["parts"]["quality"]["results"]
+    losses, dense = (plain(folder, windows_of(text, byte_tokenizer)) for folder in pair)
+    assert found["value"] == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-4)
+    assert found["dense"]["value"] == pytest.approx(math.exp(statistics.mean(dense)), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(statistics.mean(losses) / math.log(2), rel=1e-4)
+    assert found["ratio"]["value"] == pytest.approx(found["value"] / found["dense"]["value"], rel=1e-6)
+    differences = [a - b for a, b in zip(losses, dense, strict=True)]
+    assert found["ratio"]["error"] == pytest.approx(statistics.stdev(differences) / math.sqrt(8), rel=1e-3)
+    assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
+    assert found["windows"] == [pytest.approx(row, abs=1e-4) for row in zip(losses, dense, strict=True)]
+
+
+@torch.no_grad()
+def test_calibration_error_is_that_of_a_plain_loop(pair: tuple[Path, Path], text: Path, byte_tokenizer: Any) -> None:
+    model = load_model(find_model(pair[0]))
+    rows = []
+    for window in windows_of(text, byte_tokenizer):
+        for logits, target in zip(model(window).logits[0, :-1], window[0, 1:], strict=True):
+            p = logits.softmax(-1)
+            rows.append((float(p.max()), int(p.argmax() == target)))
+    bins: dict[int, list[tuple[float, int]]] = {}
+    for confidence, right in rows:
+        bins.setdefault(min(14, int(confidence * 15)), []).append((confidence, right))
+    gaps = [abs(sum(c for c, _ in b) - sum(r for _, r in b)) for b in bins.values()]
+    found = run(pair, text, "quality")["parts"]["quality"]["results"]
+    assert found["calibration_error"] == pytest.approx(sum(gaps) / len(rows), abs=1e-5)
+    assert found["calibration_error"] > 0.001
+
+
+def test_numbers_do_not_hang_on_the_batch_size(pair: tuple[Path, Path], text: Path) -> None:
+    one, three = (run(pair, text, "quality", batch_size=n)["parts"]["quality"]["results"] for n in (1, 3))
+    assert three["value"] == pytest.approx(one["value"], rel=1e-5)
+    assert three["kl"]["value"] == pytest.approx(one["kl"]["value"], rel=1e-4)
+
+
+def test_half_precision_is_within_half_a_percent(pair: tuple[Path, Path], text: Path) -> None:
+    single, half = (
+        run(pair, text, "quality", dtype=dtype)["parts"]["quality"]["results"] for dtype in ("float32", "bfloat16")
+    )
+    assert half["value"] == pytest.approx(single["value"], rel=5e-3)
+    assert half["value"] != single["value"]
+
+
+def test_windows_that_are_not_finite_are_named_with_their_block(
+    tiny_folder: Callable[..., Path], text: Path, tmp_path: Path, byte_tokenizer: Any
+) -> None:
+    model = load_model(find_model(tiny_folder("llama")))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "bad")
+    byte_tokenizer.save_pretrained(tmp_path / "bad")
+    pair = (tmp_path / "bad", tiny_folder("llama"))
+    with pytest.raises(EvaluationError, match=r"8 of 8 windows .* first window 0, where block 1 gave the first value"):
+        run(pair, text, "quality")
+    with pytest.raises(EvaluationError, match=r"held-out\.txt, dense model: 8 of 8 windows"):
+        run(pair[::-1], text, "quality")
+
+
+# Positions, noise, generation.
+
+
+def test_positions_add_up_to_the_whole(pair: tuple[Path, Path], text: Path, byte_tokenizer: Any) -> None:
+    found = run(pair, text, "positions", max_tokens=4 * 128)["parts"]["positions"]["results"]
+    assert found["facts"]["length"] == 128
+    rows = found["model"]
+    assert [(row["from"], row["until"]) for row in rows] == [(1, 8), (9, 16), (17, 32), (33, 64), (65, 127)]
+    whole = sum(math.log(row["perplexity"]) * (row["until"] - row["from"] + 1) for row in rows) / 127
+    losses = plain(pair[0], windows_of(text, byte_tokenizer, 128, 4))
+    assert whole == pytest.approx(statistics.mean(losses), rel=1e-4)
+
+
+def test_noise_is_paired_and_compared_with_clean_text(pair: tuple[Path, Path], text: Path) -> None:
+    found = run(pair, text, "noise", max_tokens=4 * LENGTH)["parts"]["noise"]["results"]
+    assert len(found["noisy"]) == 12
+    for row in found["noisy"]:
+        assert row["excess"]["value"] == pytest.approx(row["ratio"]["value"] / found["clean"]["ratio"]["value"])
+        assert row["excess"]["low"] < row["excess"]["high"]
+    assert len({row["bits_per_byte"] for row in found["noisy"]}) >= 8
+
+
+@torch.no_grad()
+def test_generation_says_where_texts_part(pair: tuple[Path, Path], text: Path, byte_tokenizer: Any) -> None:
+    found = run(pair, text, "generation")["parts"]["generation"]["results"]
+    assert len(found["samples"]) == 3
+    models = [load_model(find_model(folder)) for folder in pair]
+    for sample in found["samples"]:
+        assert sample["prompt"] in text.read_text()
+        ids = torch.tensor([byte_tokenizer(sample["prompt"])["input_ids"]])
+        made = []
+        for model in models:
+            row = ids
+            for _ in range(6):
+                row = torch.cat([row, model(row).logits[:, -1:].argmax(-1)], 1)
+            made.append(row[0, ids.shape[1] :].tolist())
+        differ = [k + 1 for k in range(6) if made[0][k] != made[1][k]]
+        assert sample["first_difference"] == (differ[0] if differ else None)
+        assert sample["same"] == pytest.approx(1 - len(differ) / 6)
+        assert sample["model"] == byte_tokenizer.decode(made[0], skip_special_tokens=True)
+    itself = run((pair[0], pair[0]), text, "generation")["parts"]["generation"]["results"]
+    assert itself["identical"] == 3
+    assert itself["median_first_difference"] == 7
+
+
+# Speed and memory.
+
+
+def test_speed_measures_both_models(pair: tuple[Path, Path], text: Path) -> None:
+    found = run(pair, text, "speed")["parts"]["speed"]["results"]
+    for name in ("model", "dense"):
+        assert all(found[name][key] > 0 for key in ("prefill", "decode", "first_token", "file_bytes"))
+    config = load_model(find_model(pair[0])).config
+    per_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert found["model"]["cache_bytes_per_token"] == per_token
+    assert found["ratio"]["decode"]["low"] <= found["ratio"]["decode"]["value"] <= found["ratio"]["decode"]["high"]
+
+
+def test_memory_is_measured_in_a_fresh_process(pair: tuple[Path, Path], text: Path) -> None:
+    found = measure(pair[0], text, parts=("memory",))["parts"]["memory"]["results"]["model"]
+    assert 0 < found["before"] <= found["loaded"] <= found["used"]
+
+
+# Encoders.
+
+
+def test_pseudo_perplexity_is_that_of_a_plain_loop(tmp_path: Path, byte_tokenizer: Any) -> None:
+    from prunelm.testing import tiny_model
+
+    model = tiny_model("bert", model_class="BertForMaskedLM", vocab_size=300, max_position_embeddings=128)
+    model.save_pretrained(tmp_path / "bert")
+    byte_tokenizer.save_pretrained(tmp_path / "bert")
+    short = tmp_path / "short.txt"
+    short.write_text("a first line\nand another line")
+    found = measure(tmp_path / "bert", short, against=tmp_path / "bert", parts=("quality", "pseudo-perplexity"))
+    losses = []
+    for line in short.read_text().splitlines():
+        ids = torch.tensor([byte_tokenizer(line)["input_ids"]])
+        for k in range(ids.shape[1]):
+            hidden = ids.clone()
+            hidden[0, k] = byte_tokenizer.mask_token_id
+            with torch.no_grad():
+                losses.append(-float(model(hidden).logits[0, k].log_softmax(-1)[ids[0, k]]))
+    results = found["parts"]["pseudo-perplexity"]["results"]
+    assert results["tokens"] == len(losses)
+    assert results["model"]["value"] == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-4)
+    assert results["ratio"]["value"] == pytest.approx(1)
+    quality = found["parts"]["quality"]["results"]
+    assert quality["metric"] == "masked perplexity"
+    assert quality["dense"]["value"] == quality["value"]
+    rows = {row[0] for row in summary(found)}
+    assert {"masked perplexity", "pseudo-perplexity", "KL to dense"} <= rows
+    with pytest.raises(EvaluationError, match="'noise' does not fit this model, which is masked"):
+        measure(tmp_path / "bert", short, parts=("noise",))
+
+
+def test_embeddings_are_compared_with_dense(tiny_folder: Callable[..., Path], text: Path) -> None:
+    pair = (tiny_folder("bert"), tiny_folder("bert", seed=1))
+    found = run(pair, text, "quality")["parts"]["quality"]["results"]
+    assert found["metric"] == "embedding"
+    assert abs(found["cosine"]) < 0.999
+
+
+# Tasks.
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [
+        {"query": f"the {a}", "choices": [" river", " of", " mountain engine"], "gold": k % 3}
+        for k, a in enumerate(("slow", "quick", "ancient", "heavy", "bright", "quiet"))
+    ]
+    (folder / "tiny.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "tiny.yaml").write_text(
+        "task: tiny_choices\ndataset_path: json\n"
+        f"dataset_kwargs:\n  data_files: {{validation: {folder / 'tiny.jsonl'}}}\n"
+        "output_type: multiple_choice\nvalidation_split: validation\n"
+        'doc_to_text: "{{query}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: gold\ntarget_delimiter: ""\n'
+        "metric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+        "  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\nmetadata: {version: 1.0}\n"
+    )
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_are_those_of_lm_eval(
+    pair: tuple[Path, Path], text: Path, task_folder: Path, byte_tokenizer: Any
+) -> None:
+    pytest.importorskip("lm_eval")
+    found = run(pair, text, "tasks", tasks=("tiny_choices",), include_path=str(task_folder))
+    both = found["parts"]["tasks"]["results"]["tasks"]["tiny_choices"]
+    rows = [json.loads(line) for line in (task_folder / "tiny.jsonl").read_text().splitlines()]
+    for who, folder in (("model", pair[0]), ("dense", pair[1])):
+        model = load_model(find_model(folder))
+        right = normed = 0
+        for row in rows:
+            scores = [score_of(model, byte_tokenizer, row["query"], choice) for choice in row["choices"]]
+            lengths = [len(choice) for choice in row["choices"]]
+            right += scores.index(max(scores)) == row["gold"]
+            per_letter = [s / n for s, n in zip(scores, lengths, strict=True)]
+            normed += per_letter.index(max(per_letter)) == row["gold"]
+        assert both[who]["acc"]["value"] == pytest.approx(right / len(rows))
+        assert both[who]["acc_norm"]["value"] == pytest.approx(normed / len(rows))
+        assert both[who]["rows"] == len(rows)
+    assert any(row[0] == "tiny_choices acc_norm" for row in summary(found))
+    with pytest.raises(EvaluationError, match=r"knows no task 'tinychoice' \(looked in"):
+        run(pair, text, "tasks", tasks=("tinychoice",), include_path=str(task_folder))
+
+
+@torch.no_grad()
+def score_of(model: Any, tokenizer: Any, query: str, choice: str) -> float:
+    start, ids = len(tokenizer(query)["input_ids"]), torch.tensor([tokenizer(query + choice)["input_ids"]])
+    logs = model(ids).logits[0].log_softmax(-1)
+    return sum(float(logs[k - 1, ids[0, k]]) for k in range(start, ids.shape[1]))
+
+
+def test_tasks_without_lm_eval(pair: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(EvaluationError, match=r"lm-eval, which is not installed: pip install 'prunelm\[eval\]'"):
+        run(pair, text, "tasks", tasks=("any",))
+
+
+# Interrupts, files, faults.
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["quality", "generation", "noise"])
+def test_an_interrupted_part_goes_on_with_the_same_numbers(
+    name: str, pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "evaluation.json"
+    whole = run(pair, text, name)["parts"][name]["results"]
+
+    def stops_at(last: int) -> Callable[[str, int, int], None]:
+        calls: list[int] = []
+
+        def tell(_stage: str, _done: int, _total: int) -> None:
+            calls.append(1)
+            if len(calls) == last:
+                raise Stopped
+
+        return tell
+
+    with pytest.raises(Stopped):
+        run(pair, text, name, out=out, progress=stops_at(3))
+    (journal,) = tmp_path.glob(f".evaluation.json.{name}-*.journal")
+    assert len(journal.read_text().splitlines()) == 3  # what the journal is of, and two entries
+    seen: list[Any] = []
+    module = __import__("prunelm.suite.quality" if name != "generation" else "prunelm.suite.generation", fromlist=["x"])
+    function = "_entry" if name != "generation" else "_sample"
+    real = getattr(module, function)
+    monkeypatch.setattr(module, function, lambda *args: seen.append(1) or real(*args))
+    found = run(pair, text, name, out=out)["parts"][name]["results"]
+    assert found == whole
+    total = {"quality": 8, "generation": 3, "noise": 13 * 8}[name]
+    assert len(seen) == total - 2
+    assert not list(tmp_path.glob(".*"))
+    assert json.loads(out.read_text())["parts"][name]["results"] == whole
+
+
+def test_parts_are_added_and_not_measured_twice(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation.json"
+    first = run(pair, text, "quality", out=out)
+    stages: list[str] = []
+    both = run(pair, text, "quality", "generation", out=out, progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"generating"}
+    assert both["parts"]["quality"] == first["parts"]["quality"]
+    again = run(pair, text, "quality", out=out, max_tokens=4 * LENGTH)
+    assert again["parts"]["quality"]["results"]["predicted"] == 4 * (LENGTH - 1)
+    assert "generation" in json.loads(out.read_text())["parts"]
+
+
+def test_a_file_of_other_models_is_refused(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation.json"
+    run(pair, text, "quality", out=out)
+    with pytest.raises(EvaluationError, match=r"of other models: the model was llama, and is now llama-seed"):
+        run(pair[::-1], text, "quality", out=out)
+    with pytest.raises(EvaluationError, match=r"the dense model \(--against\) was llama-seed=1, and is now none"):
+        measure(pair[0], text, out=out)
+    out.write_text('{"format": 2}')
+    with pytest.raises(EvaluationError, match="no evaluation of format 1"):
+        run(pair, text, "quality", out=out)
+    for wrong, says in ((tmp_path, "is a folder"), (tmp_path / "no" / "file.json", "does not exist")):
+        with pytest.raises(EvaluationError, match=says):
+            run(pair, text, "quality", out=wrong)
+
+
+def test_tokenizers_that_differ_are_refused(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(pair[1], other)
+    data = json.loads((other / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(EvaluationError, match="their tokenizers make 83 and 83 tokens, not the same"):
+        run((pair[0], other), text, "quality")
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "says"),
+    [
+        (("qualty",), EvaluationError, "no part is called 'qualty'. Did you mean 'quality'"),
+        (("tasks",), EvaluationError, "needs the names of tasks"),
+        (("pseudo-perplexity",), EvaluationError, "does not fit this model, which is causal"),
+    ],
+)
+def test_parts_that_cannot_be(
+    names: tuple[str, ...], error: type[PruneLMError], says: str, pair: tuple[Path, Path], text: Path
+) -> None:
+    with pytest.raises(error, match=says):
+        run(pair, text, *names)
+
+
+def test_a_text_shorter_than_a_window_or_a_prompt(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("few words")
+    for name, says in (("quality", "one window needs 32"), ("generation", "one prompt needs 32")):
+        with pytest.raises(DataError, match=says):
+            run(pair, short, name)
+
+
+def test_all_parts_fit_and_are_shown(pair: tuple[Path, Path], text: Path) -> None:
+    assert set(parts()) == {
+        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "tasks", "speed", "memory")
+    }
+    found = run(pair, text, "quality", "positions", "generation", "noise", "speed", max_tokens=4 * 128)
+    rows = summary(found)
+    assert all(len(row) == 4 and all(isinstance(cell, str) for cell in row) for row in rows)
+    assert notes(found) == []
+    alone = measure(pair[0], text, parts=("quality", "noise"), setting=Setting(**QUICK))
+    assert all(row[1] == "" for row in summary(alone))
+    assert load_tokenizer(find_model(pair[0])) is not None
+    assert issubclass(CalibrationError, PruneLMError)
