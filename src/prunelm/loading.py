@@ -410,6 +410,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         CheckpointError: there is none.
     """
     options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
+    plan = source.plan()
+    if plan is not None and plan.get("loader") == "prunelm":
+        options["config"] = _narrowed_class(source, plan)[1]
     with _answered(source, "no tokenizer can be loaded from it"):
         if not source.gguf and "per_layer_config" in source.config():
             options["config"] = _dense_config(source)

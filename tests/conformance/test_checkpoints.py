@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from prunelm.checkpoint import save
 from prunelm.data import Batches
-from prunelm.loading import load
+from prunelm.loading import find_model, load, load_tokenizer
 from prunelm.per_block import modeling_file, stock_names
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
@@ -146,6 +147,13 @@ def test_the_code_in_the_folder_computes_the_same_without_prunelm(folders, with_
 def test_automatic_classes_ask_for_trust_before_they_open_a_per_block_folder(with_code, name):
     said = with_code[1][f"{name}-per-block"]
     assert "Please pass the argument `trust_remote_code=True`" in said, said
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_tokenizer_of_a_per_block_folder_is_found(folders, byte_tokenizer, tmp_path, name):
+    copy = shutil.copytree(folders[0] / f"{name}-per-block", tmp_path / "copy")
+    byte_tokenizer.save_pretrained(copy)
+    assert load_tokenizer(find_model(copy))("a")["input_ids"] == byte_tokenizer("a")["input_ids"]
 
 
 @pytest.mark.slow
