@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# One process a core, one thread each: the models are tiny. The tests of a file stay together and share what they make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 DEMO_STAMP := $(VENV)/demo-model-installed
 
 .PHONY: demo test quick lint types docs clean
@@ -23,11 +25,11 @@ demo: $(STAMP) $(DEMO_STAMP)
 	$(BIN)/prunelm demo smollm2-pruned --force
 
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/python tests/check_wheel.py
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -x -q
+	$(PYTEST) -x -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from .fusion import with_fusion
 from .job import Job, decide
 from .journal import Journal
 from .knapsack import knapsack
-from .losses import objective
+from .losses import objective, without_labels
 from .policy import Policy
 from .policy_search import search
 from .probable import most_probable
@@ -136,7 +136,7 @@ def _by_policy(
         for batches in (read.fitted, read.judging)
     )
     if policy.layers == "block":
-        influence = block_influence(model, [stream.batches[b] for b in read.fit])
+        influence = block_influence(model, [without_labels(batch) for batch in read.fitted.batches])
         metric = {site.key: influence[site.block].expand(site.n_units) for site in job.sites}
     else:
         metric = survey(
