@@ -22,7 +22,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 # The README's examples name MODEL, OUT, calibration.txt and held-out.txt; the fixture below makes files of these names,
 # so its lines run unchanged. Only what would take long is made smaller, by options appended to lines that hold the key.
-SMALLER = {"--self-generated": ["--samples", "4", "--length", "64"], "osp": ["--samples", "16", "--length", "32"]}
+SMALLER = {
+    "--self-generated": ["--samples", "4", "--length", "64"],
+    "osp": ["--samples", "16", "--length", "32"],
+    "liar": ["--multiple-of", "4"],
+}
 
 # Run `python -m prunelm` with each line's arguments, one after the other in one process: importing torch takes longer
 # than the commands. The mark before each separates what they print.
