@@ -19,6 +19,7 @@ from .errors import CalibrationError
 from .gradients import differentiable, sequences_of
 from .losses import Objective
 from .sites import Site, Slot, bias_of, find_blocks, weight_of
+from .stream import release_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def importances(
             for batch in loss.batches:
                 for one in sequences_of(batch):
                     torch.autograd.backward(loss(model, one))
+                    release_memory()
     finally:
         for handle in handles:
             handle.remove()
@@ -90,6 +92,7 @@ def gate_slopes(
             for batch in loss.batches:
                 for one in sequences_of(batch):
                     torch.autograd.backward(loss(model, one))
+                    release_memory()
                     for key, gate in gates.items():
                         assert gate.grad is not None
                         rows[key].append(gate.grad.clone())
