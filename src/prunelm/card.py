@@ -45,6 +45,8 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
         f"| parameters | {sizes['before']:,} | {sizes['after']:,} |",
     ]
     lines += [f"| {name} | {before} | {after} |" for name, before, after in _widths(facts["sites"])]
+    if "dropped_blocks" in facts:
+        lines.append(f"| blocks dropped | | {', '.join(map(str, facts['dropped_blocks']))} |")
     if "hidden" in facts:
         lines.append(f"| hidden channels | {facts['hidden']['units']} | {len(facts['hidden']['kept'])} |")
     lines += [

@@ -129,7 +129,7 @@ def plan_counts(
         if ALLOCATORS[recipe.allocator].needs is None and not recipe.searches_widths:
             return decide(job, recipe)
         if recipe.drops_blocks:
-            check_block_budget(model, chosen, budget)
+            check_block_budget(chosen, budget, len(by_block(everything)))
         else:
             least_step(chosen, budget)
     except BudgetError:

@@ -70,7 +70,7 @@ def search(
         CalibrationError: the very first losses are not finite.
         BudgetError: the budget cannot be met.
     """
-    variables = variables_of(model, job.sites, job.budget, metric, policy, job.counts)
+    variables = variables_of(job.sites, job.budget, metric, policy, job.counts)
     s = started(variables.means(metric), variables.layers, _kept_shares(variables), policy)
     first = _State(s=_fitting(s, variables), average=None)
     with masking(model, job.sites) as mask:
@@ -144,7 +144,7 @@ class _Walk:
         scores = self.scores(state)
         dropped, kept = list[int](), {}
         if self.variables.blocks:
-            dropped, _ = least_probable_blocks(self.model, self.job.sites, self.job.budget, scores)
+            dropped, _ = least_probable_blocks(self.job.sites, self.job.budget, scores)
         else:
             counts = self.job.counts or most_probable(self.job.sites, self.job.budget, scores, self.policy)[0]
             kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in self.job.sites}

@@ -6,12 +6,11 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .errors import BudgetError
 from .plan import Budget, Counts
 from .policy import Policy
-from .sites import Site, find_blocks
+from .sites import Site, by_block
 from .variables import pools_of, targets_of
 
 
@@ -80,14 +79,13 @@ def _taken(
 
 
 def least_probable_blocks(
-    model: PreTrainedModel, sites: Sequence[Site], budget: Budget, scores: Mapping[str, Float[Tensor, " unit"]]
+    sites: Sequence[Site], budget: Budget, scores: Mapping[str, Float[Tensor, " unit"]]
 ) -> tuple[list[int], int]:
-    """The blocks to drop, ascending, and the parameters of the next one, which would be too many."""
-    sizes = block_sizes(model)
-    blocks = sorted({site.block for site in sites})
-    likely = {i: float(torch.stack([scores[s.key].mean() for s in sites if s.block == i]).mean()) for i in blocks}
+    """The blocks to drop, ascending, and the parameters of units in the next one, which would be too many."""
+    sizes = block_sizes(sites)
+    likely = {i: float(torch.stack([scores[s.key].mean() for s in sites if s.block == i]).mean()) for i in sizes}
     left, dropped = budget.target, list[int]()
-    for i in sorted(blocks, key=lambda i: (likely[i], i)):
+    for i in sorted(sizes, key=lambda i: (likely[i], i)):
         if sizes[i] > left:
             return sorted(dropped), sizes[i]
         dropped.append(i)
@@ -95,22 +93,21 @@ def least_probable_blocks(
     return sorted(dropped), left + 1
 
 
-def block_sizes(model: PreTrainedModel) -> list[int]:
-    """The parameters of every block."""
-    return [sum(p.numel() for p in block.parameters()) for block in find_blocks(model)[1]]
+def block_sizes(sites: Sequence[Site]) -> dict[int, int]:
+    """The parameters of every block's units, which sparsity is a share of; norms go as well but are not counted."""
+    return {i: sum(site.cost * site.n_units for site in mine) for i, mine in by_block(sites).items()}
 
 
-def check_block_budget(model: PreTrainedModel, sites: Sequence[Site], budget: Budget) -> None:
-    """Raise unless the budget takes some block whole, and leaves one.
+def check_block_budget(sites: Sequence[Site], budget: Budget, blocks: int) -> None:
+    """Raise unless the budget takes some block whole, and leaves one of all `blocks`.
 
     Raises:
         BudgetError: with the size of a block, and what can be asked for.
     """
-    sizes = block_sizes(model)
-    mine = sorted(sizes[i] for i in {site.block for site in sites})
-    most = sum(mine if len(mine) < len(sizes) else mine[:-1])
+    sizes = sorted(block_sizes(sites).values())
+    most = sum(sizes if len(sizes) < blocks else sizes[:-1])
     what = f"sparsity {budget.share(budget.target)} ({budget.target:,} parameters) cannot be met by whole blocks: "
-    if budget.target < mine[-1]:
-        raise BudgetError(f"{what}one has {mine[-1]:,}, so ask for at least {budget.share(mine[-1])}.")
-    if budget.target > most + mine[-1]:
+    if budget.target < sizes[-1]:
+        raise BudgetError(f"{what}one has {sizes[-1]:,}, so ask for at least {budget.share(sizes[-1])}.")
+    if budget.target > most:
         raise BudgetError(f"{what}at most {most:,} can go, so ask for at most {budget.share_below(most)}.")

@@ -203,11 +203,12 @@ def _without_blocks(
     model: PreTrainedModel, job: Job, seen: Outlook, recipe: Recipe, calibration: Batches, before: int, start: float
 ) -> Report:
     """Drop the blocks that a policy found least likely to stay."""
-    dropped, step = least_probable_blocks(model, job.sites, job.budget, seen.survey.scores)
+    dropped, step = least_probable_blocks(job.sites, job.budget, seen.survey.scores)
+    counted = sum(site.cost * site.n_units for site in job.sites if site.block in dropped)
+    if not job.budget.target - step < counted <= job.budget.target:
+        raise BudgetError(f"{counted:,} parameters of units would go, and the budget says {job.budget.target:,}")
     drop_blocks_(model, dropped)
     after = sum(p.numel() for p in model.parameters())
-    if not job.budget.target - step < before - after <= job.budget.target:
-        raise BudgetError(f"{before - after:,} parameters went, and the budget says {job.budget.target:,}")
     return Report(
         recipe=recipe,
         plan=Plan({}),
@@ -219,6 +220,7 @@ def _without_blocks(
         notes=[*job.notes, *seen.notes],
         seconds=time.perf_counter() - start,
         dropped_blocks=dropped,
+        outside=before - after - counted,
     )
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .plan import Budget, Counts
 from .policy import Policy
-from .sites import Site, find_blocks
+from .sites import Site, by_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,6 @@ class Variables:
 
 
 def variables_of(
-    model: PreTrainedModel,
     sites: Sequence[Site],
     budget: Budget,
     metric: Mapping[str, Float[Tensor, " unit"]],
@@ -48,7 +46,6 @@ def variables_of(
     """The variables of a policy over some sites.
 
     Args:
-        model: that the sites are of.
         sites: that may lose units.
         budget: what must go.
         metric: the criterion's scores, by site key, which group channels.
@@ -56,7 +53,7 @@ def variables_of(
         counts: how many units each site keeps, where that is decided already: the targets of pool `block`.
     """
     if policy.layers == "block":
-        return _block_variables(model, sites, budget)
+        return _block_variables(sites, budget)
     pools = pools_of(sites, policy)
     of, layers, cost, pool = {}, dict[str, list[int]](), list[int](), list[int]()
     for site in sites:
@@ -98,9 +95,10 @@ def _targets_by_site(sites: Sequence[Site], counts: Counts) -> list[int]:
     return [(site.n_units - counts[site.key]) * site.cost for site in sites]
 
 
-def _block_variables(model: PreTrainedModel, sites: Sequence[Site], budget: Budget) -> Variables:
-    blocks = sorted({site.block for site in sites})
-    costs = [sum(p.numel() for p in find_blocks(model)[1][i].parameters()) for i in blocks]
+def _block_variables(sites: Sequence[Site], budget: Budget) -> Variables:
+    groups = by_block(sites)
+    blocks = sorted(groups)
+    costs = [sum(site.cost * site.n_units for site in groups[i]) for i in blocks]
     return Variables(
         of={site.key: torch.full((site.n_units,), blocks.index(site.block)) for site in sites},
         cost=torch.tensor(costs, dtype=torch.float64),

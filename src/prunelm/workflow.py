@@ -294,6 +294,8 @@ def repair(
     _check_all_channels(other)
     documents = read_documents(text)
     model = load_model(source)
+    if (other.plan() or {}).get("dropped_blocks"):
+        raise BudgetError(f"{other.name} has lost whole blocks, and no unit of theirs stays that a repair could use.")
     planned_kept = planned_units(other.plan(), model)
     small = load_model(other)
     kept, unit = planned_kept or matched_units(model, small)
