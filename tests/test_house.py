@@ -12,7 +12,7 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
-    {"registry", "policy"},
+    {"registry", "policy", "results"},
     {"sites", "moments", "solver", "elimination", "exchange"},
     {"stream", "plan", "architectures", "stock", "hidden"},
     {

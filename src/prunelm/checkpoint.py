@@ -4,13 +4,11 @@ import contextlib
 import errno
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from .hidden import built_config, built_width
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
 from .per_block import carries_code, modeling_file, stored_names
 from .pruning import Report
+from .results import versions
 from .sites import architecture_of, find_sites, gone_sites
 from .stock import stock_config
 from .stream import prediction
@@ -178,12 +177,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
         "widths": widths(model),
         "calibration": report.calibration,
         "notes": report.notes,
-        "versions": {
-            "prunelm": version("prunelm"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

@@ -37,15 +37,13 @@ def derivatives_of(model: PreTrainedModel, read: Reading, sites: Sequence[Site],
     wanting = {need: [s for s in sites if need in read.needs[s.name]] for need in ("gradients", "importance", "gates")}
     sharp = [site for site in sites if "fisher" in read.needs[site.name]]
     again = recipe.gradient_checkpointing
-    found = Derivatives(
-        fisher=output_fisher(model, read.fisher_batches(recipe), sharp, seed=recipe.seed) if sharp else {}
-    )
+    fisher = output_fisher(model, read.fisher_batches(recipe), sharp, seed=recipe.seed) if sharp else {}
     if not any(wanting.values()):
-        return found
+        return Derivatives(fisher=fisher)
     loss = objective(recipe.loss, model, read.fitted, unlabeled="drawn", seed=recipe.seed)
     by_gradient, by_unit, by_gate = wanting.values()
     return Derivatives(
-        fisher=found.fisher,
+        fisher=fisher,
         gradients=collect(model, loss.batches, by_gradient, loss) if by_gradient else {},
         importance=importances(model, by_unit, loss, checkpointed=again) if by_unit else {},
         gates=gate_slopes(model, by_gate, loss, checkpointed=again) if by_gate else {},

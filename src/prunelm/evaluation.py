@@ -26,12 +26,12 @@ from .data import (
     token_ids,
 )
 from .errors import DataError, EvaluationError
+from .losses import MASKED_SHARE
 from .progress import Progress, silent
 from .scoring import Record, first_bad_block, mean_loss, score_windows
 from .stream import Batch
 from .tasks import task_of
 
-MASKED_SHARE = 0.15
 ENCODER_BATCH = 32
 
 
@@ -111,19 +111,29 @@ def evaluate(
         DataError: the text does not fill one window.
         EvaluationError: losses are not finite, or the two models cannot be compared.
     """
-    if against is not None and against.config.vocab_size != model.config.vocab_size:
-        raise EvaluationError(
-            f"the two models cannot be compared: vocabularies of {model.config.vocab_size:,} and "
-            f"{against.config.vocab_size:,} tokens"
-        )
     task = task_of(model)
-    if against is not None and task_of(against) != task:
-        raise EvaluationError(
-            f"the two models cannot be compared: {type(model).__name__} and {type(against).__name__} do different tasks"
-        )
+    if against is not None:
+        check_comparable(model, against)
     if task == "causal":
         return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, progress)
     return _ENCODERS[task](model, tokenizer, Path(text), against, length, max_tokens, seed, progress)
+
+
+def check_comparable(model: PreTrainedModel, against: PreTrainedModel) -> None:
+    """Raise unless two models answer the same question with the same vocabulary.
+
+    Raises:
+        EvaluationError: says what differs.
+    """
+    sizes = (model.config.vocab_size, against.config.vocab_size)
+    if sizes[0] != sizes[1]:
+        raise EvaluationError(
+            f"the two models cannot be compared: vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens"
+        )
+    if task_of(model) != task_of(against):
+        raise EvaluationError(
+            f"the two models cannot be compared: {type(model).__name__} and {type(against).__name__} do different tasks"
+        )
 
 
 def _perplexity(

@@ -9,7 +9,7 @@ from .allocation import look_at
 from .data import Batches
 from .job import plan_counts, prepare_
 from .journal import Journal
-from .progress import Progress, silent
+from .progress import Progress, named, silent
 from .pruning import Report, prune_
 from .recipe import Recipe
 
@@ -54,14 +54,13 @@ def prune_family(
     for size in sizes:
         pruned = load()
         report = prune_(
-            pruned, calibration, size, refit=refit, outlook=outlook, floor=floor, progress=_named(progress, size)
+            pruned,
+            calibration,
+            size,
+            refit=refit,
+            outlook=outlook,
+            floor=floor,
+            progress=named(progress, f"{size.sparsity:g}"),
         )
         floor = {key: site["units"] - site["kept"] for key, site in report.sites.items()}
         yield pruned, report
-
-
-def _named(progress: Progress, recipe: Recipe) -> Progress:
-    def tell(stage: str, done: int, total: int) -> None:
-        progress(f"{stage} {recipe.sparsity:g}", done, total)
-
-    return tell

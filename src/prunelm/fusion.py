@@ -10,7 +10,7 @@ from .allocators import ALLOCATORS
 from .derivatives import Derivatives
 from .errors import RecipeError
 from .job import Job
-from .losses import Objective, answers, objective
+from .losses import Objective, objective
 from .masking import Mask, masking
 from .observation import Observed
 from .plan import top_units
@@ -20,11 +20,6 @@ from .recipe import Recipe, Scoring
 from .survey import score
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-def searches_fusion(recipe: Recipe) -> bool:
-    """Whether some criterion of the recipe waits for a weight."""
-    return any(recipe.scoring(name).options.get("fusion") == "searched" for name in recipe.sites)
 
 
 @torch.no_grad()
@@ -44,12 +39,12 @@ def with_fusion(
     Raises:
         RecipeError: the allocator needs more than scores.
     """
-    if not searches_fusion(recipe):
+    kinds = [name for name in recipe.sites if recipe.scoring(name).options.get("fusion") == "searched"]
+    if not kinds:
         return recipe, []
     if ALLOCATORS[recipe.allocator].needs not in (None, "scores") or recipe.policy is not None:
         raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
     judge = objective(recipe.loss, model, read.judging if read.held else read.fitted, unlabeled="kl", seed=recipe.seed)
-    kinds = [name for name in recipe.sites if recipe.scoring(name).options.get("fusion") == "searched"]
     present = [name for name in kinds if any(site.name == name for site in job.sites)]
     alphas, tried = dict.fromkeys(kinds, 0.5), dict[tuple[float, ...], float]()
     with masking(model, job.sites) as mask:
@@ -85,10 +80,4 @@ def _loss_of(
     scores = {site.key: score(site, Observed(), None, derivatives, recipe) for site in job.sites}
     counts = job.counts or ALLOCATORS[recipe.allocator](job.sites, job.budget, scores)[0]
     kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in job.sites}
-    total = 0.0
-    for batch in judge.batches:
-        mask.open()
-        dense = answers(model, batch) if judge.name == "kl" else None
-        mask.keep(kept)
-        total += float(judge(model, batch, dense))
-    return total / len(judge.batches)
+    return judge.judged(model, mask, lambda: mask.keep(kept))

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from .errors import CalibrationError
-from .gradients import differentiable, sequences_of
+from .gradients import differentiable, gradient_of, sequences_of
 from .losses import Objective
 from .sites import Site, Slot, bias_of, find_blocks, weight_of
 from .stream import release_memory
@@ -54,7 +53,7 @@ def importances(
     """
     found: dict[str, list[dict[str, Tensor]]] = {slot.path: [] for site in sites for slot in _slots(site)}
     handles = [
-        parameter.register_post_accumulate_grad_hook(_reducer(slot, found[slot.path], own is not None))  # type: ignore[no-untyped-call]
+        parameter.register_post_accumulate_grad_hook(_reducer(slot, found[slot.path]))  # type: ignore[no-untyped-call]
         for site in sites
         for slot in _slots(site)
         for own in (_producer_bias(slot),)
@@ -64,11 +63,8 @@ def importances(
     layers = [slot.layer for site in sites for slot in _slots(site)]
     biases = [bias for site in sites for slot in _slots(site) if (bias := _producer_bias(slot)) is not None]
     try:
-        with differentiable(model, layers, biases), recomputed(model) if checkpointed else contextlib.nullcontext():
-            for batch in loss.batches:
-                for one in sequences_of(batch):
-                    torch.autograd.backward(loss(model, one))
-                    release_memory()
+        for _ in _passes(model, loss, layers, biases, checkpointed=checkpointed):
+            pass
     finally:
         for handle in handles:
             handle.remove()
@@ -88,19 +84,32 @@ def gate_slopes(
     handles = [site.consumer.layer.register_forward_pre_hook(_gated(gates[site.key])) for site in sites]
     rows: dict[str, list[Tensor]] = {key: [] for key in gates}
     try:
-        with differentiable(model, []), recomputed(model) if checkpointed else contextlib.nullcontext():
-            for batch in loss.batches:
-                for one in sequences_of(batch):
-                    torch.autograd.backward(loss(model, one))
-                    release_memory()
-                    for key, gate in gates.items():
-                        assert gate.grad is not None
-                        rows[key].append(gate.grad.clone())
-                        gate.grad = None
+        for _ in _passes(model, loss, [], [], checkpointed=checkpointed):
+            for key, gate in gates.items():
+                assert gate.grad is not None
+                rows[key].append(gate.grad.clone())
+                gate.grad = None
     finally:
         for handle in handles:
             handle.remove()
     return {site.key: torch.stack(rows[site.key])[:, site.consumer.index].sum(-1).double() for site in sites}
+
+
+def _passes(
+    model: PreTrainedModel,
+    loss: Objective,
+    layers: Sequence[nn.Module],
+    biases: Sequence[Tensor],
+    *,
+    checkpointed: bool,
+) -> Iterator[None]:
+    """A stop behind the backward pass of every sequence, its memory handed back."""
+    with differentiable(model, layers, biases), recomputed(model) if checkpointed else contextlib.nullcontext():
+        for batch in loss.batches:
+            for one in sequences_of(batch):
+                torch.autograd.backward(loss(model, one))
+                release_memory()
+                yield
 
 
 @contextlib.contextmanager
@@ -132,22 +141,20 @@ def _gated(gate: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tens
     return lambda _module, args: (args[0] * gate.to(args[0]), *args[1:])
 
 
-def _reducer(slot: Slot, rows: list[dict[str, Tensor]], waits: bool) -> Callable[[Tensor], None]:
+def _reducer(slot: Slot, rows: list[dict[str, Tensor]]) -> Callable[[Tensor], None]:
     """A hook that turns a layer's gradients into sums over its units, once all are there, and frees them."""
 
     def reduce(_parameter: Tensor) -> None:
-        weight, bias = slot.layer.weight, _producer_bias(slot)
-        assert isinstance(weight, nn.Parameter)
-        if weight.grad is None or (waits and bias is not None and bias.grad is None):
+        gradient, bias = gradient_of(slot.layer), _producer_bias(slot)
+        if gradient is None or (bias is not None and bias.grad is None):
             return
-        gradient = weight.grad.T if isinstance(slot.layer, Conv1D) else weight.grad
         products = weight_of(slot.layer).detach() * gradient
         products = products if slot.axis == "out" else products.T
         if bias is not None:
             assert bias.grad is not None
             products = torch.cat([products, (bias.detach() * bias.grad)[:, None]], dim=1)
             bias.grad = None
-        weight.grad = None
+        slot.layer.weight.grad = None
         rows.append(_sums(slot, products))
 
     return reduce

@@ -1,6 +1,6 @@
 """Losses: one number that says how badly a model answers a batch; the lower, the better."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .data import Batches, Masking
 from .errors import DataError, UnsupportedModelError
+from .masking import Mask
 from .stream import Batch, prediction, real_rows
 from .tasks import task_of
 
@@ -36,6 +37,22 @@ class Objective:
             loss, rows = drawn_loss(model, batch, generator)
             return loss / rows
         found: Tensor = model(**batch, **({"use_cache": False} if self.name == "next-token" else {})).loss
+        return found
+
+    def judged(self, model: PreTrainedModel, mask: Mask, put: Callable[[], None]) -> float:
+        """The mean loss of all batches under what `put` puts into an open mask; divergence is from the whole model."""
+        return sum(self.under(model, mask, batch, [put])[0] for batch in self.batches) / len(self.batches)
+
+    def under(
+        self, model: PreTrainedModel, mask: Mask, batch: Batch, puts: Iterable[Callable[[], None]]
+    ) -> list[float]:
+        """The loss of one batch under each of several masks."""
+        mask.open()
+        dense = answers(model, batch) if self.name == "kl" else None
+        found = []
+        for put in puts:
+            put()
+            found.append(float(self(model, batch, dense)))
         return found
 
 

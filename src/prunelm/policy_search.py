@@ -7,6 +7,7 @@ channels, a sublayer or a block; the start is kept where held-out tokens like it
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from .errors import CalibrationError
 from .job import Job
 from .journal import Journal
-from .losses import Objective, answers
+from .losses import Objective
 from .masking import Mask, masking
 from .plan import top_units
 from .policy import Policy, compared_with, projected, rate_at, score_gradient, started
@@ -113,12 +114,7 @@ class _Walk:
         some = torch.randperm(len(batch["input_ids"]), generator=generator)[: self.policy.sequences]
         batch = {name: value[some] for name, value in batch.items()}
         masks = torch.rand(self.policy.masks, len(state.s), generator=generator) < state.s
-        self.mask.open()
-        dense = answers(self.model, batch) if self.loss.name == "kl" else None
-        found = []
-        for drawn in masks:
-            self.draw(drawn)
-            found.append(float(self.loss(self.model, batch, dense)))
+        found = self.loss.under(self.model, self.mask, batch, (partial(self.draw, drawn) for drawn in masks))
         losses = torch.tensor(found, dtype=torch.float64)
         against, average = compared_with(losses, self.policy, state.average)
         gradient = score_gradient(losses, masks, state.s, against, self.policy.estimator)
@@ -142,21 +138,12 @@ class _Walk:
     def judged(self, state: _State) -> float:
         """The held-out loss of the plan that a state makes."""
         scores = self.scores(state)
-        dropped, kept = list[int](), {}
         if self.variables.blocks:
             dropped, _ = least_probable_blocks(self.job.sites, self.job.budget, scores)
-        else:
-            counts = self.job.counts or most_probable(self.job.sites, self.job.budget, scores, self.policy)[0]
-            kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in self.job.sites}
-        total = 0.0
-        for batch in self.held.batches:
-            self.mask.open()
-            dense = answers(self.model, batch) if self.held.name == "kl" else None
-            self.mask.skip(dropped)
-            if not dropped:
-                self.mask.keep(kept)
-            total += float(self.held(self.model, batch, dense))
-        return total / len(self.held.batches)
+            return self.held.judged(self.model, self.mask, lambda: self.mask.skip(dropped))
+        counts = self.job.counts or most_probable(self.job.sites, self.job.budget, scores, self.policy)[0]
+        kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in self.job.sites}
+        return self.held.judged(self.model, self.mask, lambda: self.mask.keep(kept))
 
 
 def _walked(walk: _Walk, state: _State, journal: Journal, progress: Progress) -> tuple[_State, list[str]]:

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from .gradients import differentiable, gradient_of, sequences_of
-from .losses import predicts
+from .losses import answers, predicts
 from .moments import Moments
 from .plan import Budget
 from .reconstructions import Reconstruction
 from .rehearsal import Rehearsal
 from .sites import Site, weight_of
-from .stream import BlockStream, prediction, real_rows
+from .stream import BlockStream
 
 LEVELS = (0.25, 0.6)
 """Shares of a site's units at which its price is measured; sites with few options are measured at all of them."""
@@ -81,7 +81,7 @@ class Divergence:
             for b in self.batches:
                 batch, dense, at = self.stream.batches[b], self.dense[b], 0
                 for one in sequences_of(batch):
-                    rows = self._rows(real_rows(prediction(model(**one)), one.get("attention_mask")))
+                    rows = answers(model, one)
                     torch.autograd.backward(self._summed(rows, dense[at : at + len(rows)]))
                     at += len(rows)
                     for key, layer in layers.items():

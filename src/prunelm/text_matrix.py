@@ -1,7 +1,7 @@
 """Calibrate on one text, test on another: the matrix that says how much a pruned model hangs on its calibration."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from .errors import DataError, EvaluationError
 from .evaluation import check_losses, text_windows, window_bytes
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .overlap import overlap
-from .progress import Progress, silent
+from .progress import Progress, named, silent
 from .pruning import prune_
 from .recipe import Recipe
+from .results import write_results
 from .scoring import score_windows
 from .suite.quality import perplexities
 from .tasks import task_of
@@ -85,7 +86,8 @@ def transfer(
             cell = _tested(pruned, dense, tokenizer, windows[b], f"{a} on {b}", recipe.seed, progress)
             met = overlap(halves[b][1], ngrams) if ngrams else None
             found["cells"].append({"calibrated": a, "tested": b, **cell, "overlap": met})
-            _write(target, found)
+            if target is not None:
+                write_results(target, found)
     return found
 
 
@@ -123,7 +125,7 @@ def _pruned(
 ) -> tuple[PreTrainedModel, Mapping[str, Any] | None]:
     model = load_model(source)
     batches, refit = calibration_batches(model, tokenizer, recipe, documents, name=name)
-    prune_(model, batches, recipe, refit=refit, progress=_named(progress, name))
+    prune_(model, batches, recipe, refit=refit, progress=named(progress, f"with {name}"))
     return model, batches.facts.get("ngrams")
 
 
@@ -163,15 +165,3 @@ def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
             f"{target}: of another run ({', '.join(differ)} differ). Name another file, or remove it."
         )
     return there
-
-
-def _write(target: Path | None, data: Mapping[str, Any]) -> None:
-    if target is None:
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(target)
-
-
-def _named(progress: Progress, name: str) -> Callable[[str, int, int], None]:
-    return lambda stage, done, total: progress(f"{stage} with {name}", done, total)

@@ -1,6 +1,5 @@
 """What the commands do, as functions: inspect, prune, evaluate, compare."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from .journal import Journal
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
 from .plan import prunable
-from .progress import Progress, silent
+from .progress import Progress, named, silent
 from .pruning import Report, prune_, repair_
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
@@ -529,7 +528,7 @@ def compare(
         }
         if tokenizer is not None and text is not None:
             against = None if model is dense else dense
-            stage = functools.partial(_named, progress, source.name)
+            stage = named(progress, source.name)
             row["evaluation"] = evaluate_model(
                 model, tokenizer, text, against=against, length=length, max_tokens=max_tokens, progress=stage
             ).to_dict()
@@ -539,7 +538,3 @@ def compare(
             row |= {"tokens_per_second": after, "speedup": after / before}
             rows[0] |= {"tokens_per_second": before, "speedup": 1.0}
     return rows
-
-
-def _named(progress: Progress, name: str, stage: str, done: int, total: int) -> None:
-    progress(f"{stage} {name}", done, total)

@@ -253,17 +253,7 @@ def noise(found: Mapping[str, Any]) -> Spec:
         f"Ratio to dense on noisy text over that on clean text. Most: {worst['text']}, {worst['value']:.3f}.",
         rows,
         height=26 * len(rows),
-        layer=[
-            {"mark": {"type": "rule", "color": INK, "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 1, **x}}},
-            {
-                "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
-                "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "color": FIRST, "opacity": 1},
-                "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tip},
-            },
-        ],
+        layer=_intervals(x, y, tip),
     )
 
 
@@ -321,18 +311,23 @@ def speed(rows: Rows) -> Spec:
         f"Measured ratios to the dense model: {said}. Lines: quartiles of the rounds.",
         rows,
         height=34 * len(rows),
-        layer=[
-            {"mark": {"type": "rule", "color": INK, "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 1, **x}}},
-            {
-                "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
-                "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "color": FIRST, "opacity": 1},
-                "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tip},
-            },
-        ],
+        layer=_intervals(x, y, tip),
     )
+
+
+def _intervals(x: Spec, y: Spec, tip: list[Spec]) -> list[Spec]:
+    """A point for every `value`, a line from `low` to `high`, and where a ratio is one."""
+    return [
+        {"mark": {"type": "rule", "color": INK, "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 1, **x}}},
+        {
+            "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
+            "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 70, "color": FIRST, "opacity": 1},
+            "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tip},
+        },
+    ]
 
 
 def _kinds(names: Sequence[str], field: str = "kind") -> Spec:

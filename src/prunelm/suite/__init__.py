@@ -9,11 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import token_ids
 from ..errors import EvaluationError
+from ..evaluation import check_comparable
 from ..journal import Journal
 from ..loading import Source, load_model, load_tokenizer
 from ..progress import Progress
 from ..registry import did_you_mean
-from ..tasks import task_of
 
 PROBE = "The tokenizers must agree:\n\t1,024 words, naïve façades & 'quotes' \U0001f642.  2 spaces"
 
@@ -189,15 +189,7 @@ def _comparable(
     tokenizer: PreTrainedTokenizerBase,
     other: PreTrainedTokenizerBase,
 ) -> None:
-    sizes = (model.config.vocab_size, dense.config.vocab_size)
-    if sizes[0] != sizes[1]:
-        raise EvaluationError(
-            f"the two models cannot be compared: vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens"
-        )
-    if task_of(model) != task_of(dense):
-        raise EvaluationError(
-            f"the two models cannot be compared: {type(model).__name__} and {type(dense).__name__} do different tasks"
-        )
+    check_comparable(model, dense)
     ours, theirs = token_ids(PROBE, tokenizer), token_ids(PROBE, other)
     if ours != theirs:
         raise EvaluationError(

@@ -2,15 +2,10 @@
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
 
 from ..calibration import fingerprint
 from ..card import model_card
@@ -20,6 +15,7 @@ from ..journal import Journal
 from ..loading import Source, bytes_on_disk, find_model, read_json
 from ..overlap import overlap
 from ..progress import Progress, silent
+from ..results import versions, write_results
 from ..tasks import task_of
 from . import Part, Setting, Subject, chosen_parts, open_subject, settings_of
 from .summary import measured
@@ -80,9 +76,9 @@ def measure(
         found["parts"][name] = _run(name, part, subject, setting, asked, target, head, progress)
         if part.reads_text:
             found["parts"][name]["overlap"] = calibration_overlap(source, words)
-        found["versions"] = _versions()
+        found["versions"] = versions()
         if target is not None:
-            _write(target, found)
+            write_results(target, found)
     if target is not None and target.resolve().parent == source.folder.resolve():
         _renew_card(source, before, found, task_of(subject.model))
     return found
@@ -179,23 +175,5 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return data
 
 
-def _write(target: Path, data: Mapping[str, Any]) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise EvaluationError(f"{target}: cannot be written: {error.strerror}") from error
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "prunelm": version("prunelm"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
