@@ -1,7 +1,8 @@
 """`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON.
 
 `python -m benchmarks quality` measures all recipes at five sizes, `python -m benchmarks siblings` OSP, AEF, HyWIA and
-LIAR beside their ingredients; both write the page.
+LIAR beside their ingredients, `python -m benchmarks robustness` noise and text of other kinds; all write the page.
+`--device cuda` behind the last one computes there.
 """
 
 import os
@@ -10,7 +11,7 @@ import warnings
 
 from transformers.utils import logging
 
-from . import overhead, quality, siblings, table, zero_shot
+from . import overhead, quality, robustness, siblings, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
@@ -19,9 +20,12 @@ RUNS = {
     "tiny-gpt2": quality.tiny_gpt2,
     "siblings": siblings.main,
     "zero-shot": zero_shot.main,
+    "robustness": robustness.main,
     "overhead-time": overhead.times,
     "overhead": overhead.main,
 }
+
+SHORT = {"quality": ["run", "frontier"], "siblings": ["run", "siblings"], "robustness": ["run", "robustness"]}
 
 
 def main(words: list[str]) -> int:
@@ -29,16 +33,18 @@ def main(words: list[str]) -> int:
     if words[:1] == ["table"]:
         table.write()
         return 0
-    words = {"quality": ["run", "frontier"], "siblings": ["run", "siblings"]}.get(" ".join(words), words)
+    options = {"device": words.pop()} if words[-2:-1] == ["--device"] and words[0] == "robustness" else {}
+    words = SHORT.get(" ".join(words).removesuffix(" --device"), words)
     if words[:1] != ["run"] or set(words[1:]) - set(RUNS):
-        print(f"usage: python -m benchmarks run [{' '.join(RUNS)}] | quality | table", file=sys.stderr)
+        said = f"run [{' '.join(RUNS)}] | {' | '.join(SHORT)} [--device NAME] | table"
+        print(f"usage: python -m benchmarks {said}", file=sys.stderr)
         return 2
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     for name in words[1:] or RUNS:
-        RUNS[name]()
+        RUNS[name](**options)
     table.write()
     return 0
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 RESULTS = Path(__file__).parent / "results"
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("PRUNELM_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,9 @@ from typing import Any
 
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES
 from .record import read
+from .robustness import HOME
+from .robustness import RECIPES as SHAKEN
+from .robustness import SPARSITIES as SHAKEN_BY
 from .siblings import CRITERIA, REPAIRS
 from .zero_shot import TASKS
 
@@ -28,6 +31,7 @@ def write() -> None:
         *_frontier(read("frontier")),
         *_siblings(read("siblings")),
         *_zero_shot(read("zero-shot")),
+        *_robustness(read("robustness")),
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
         *_overhead(read("overhead")),
@@ -191,6 +195,71 @@ def _zero_shot(entries: Mapping[str, Any]) -> list[str]:
         mean = sum(task["value"] for task in found) / len(found)
         lines.append(_row([cell, *(f"{t['value']:.1%} ± {t['error']:.1%}" for t in found), f"{mean:.1%}"]))
     return [*lines, ""]
+
+
+def _robustness(entries: Mapping[str, Any]) -> list[str]:
+    """Noise on the home text, and the matrix of calibration and test texts, with 95 % intervals."""
+    cells = [(f"{r} at {s:.0%}", f"{r} {s}") for r in SHAKEN for s in SHAKEN_BY if f"{r} {s} {HOME}" in entries]
+    if not cells:
+        return []
+    return [*_noise(entries, cells), *_transfer(entries, cells)]
+
+
+def _noise(entries: Mapping[str, Any], cells: list[tuple[str, str]]) -> list[str]:
+    shaken = {label: entries[f"{name} {HOME}"]["noise"] for label, name in cells}
+    clean = {label: found["clean"] for label, found in shaken.items()}
+    first = next(iter(shaken.values()))
+    stated = ", ".join(f"{label} {found['bits_per_byte']:.3f}" for label, found in clean.items())
+    lines = [
+        "## SmolLM2-135M-Instruct: noise",
+        "",
+        f"`python -m benchmarks robustness`. Calibrated on {HOME}; noise on other {HOME} documents, "
+        f"{first['clean']['predicted']:,} predictions. Cells: bits per byte that noise adds, and in parentheses the "
+        "ratio to dense on noisy text over that on clean text (above 1, the pruned model suffers more), with 95 % "
+        f"intervals. On clean text, bits per byte: dense {first['clean']['dense']['bits_per_byte']:.3f}, {stated}.",
+        "",
+        _row(["noise", "strength", "dense", *shaken]),
+        _row(["---"] * (len(shaken) + 3)),
+    ]
+    for k, row in enumerate(first["noisy"]):
+        rows = [found["noisy"][k] for found in shaken.values()]
+        made = [f"{_spanned(r['added']['model'], '+.3f')} ({_spanned(r['excess'], '.3f')})" for r in rows]
+        lines.append(_row([row["noise"], f"{row['strength']:g}", _spanned(row["added"]["dense"], "+.3f"), *made]))
+    return [*lines, ""]
+
+
+def _transfer(entries: Mapping[str, Any], cells: list[tuple[str, str]]) -> list[str]:
+    found = {
+        (label, key.removeprefix(f"{name} ")): entry["tested"]
+        for label, name in cells
+        for key, entry in entries.items()
+        if key.startswith(f"{name} ")
+    }
+    texts = list(next(iter(found.values())))
+    dense = {text: next(iter(found.values()))[text]["dense"] for text in texts}
+    stated = ", ".join(f"{text} {dense[text]['value']:.2f} ± {dense[text]['error']:.2f}" for text in texts)
+    read = next(iter(entries.values()))["calibration"]["criterion"]["tokens"]
+    lines = [
+        "## SmolLM2-135M-Instruct: calibrated on one text, tested on another",
+        "",
+        f"`python -m benchmarks robustness`. {read:,} calibration tokens, windows of 1,024. Perplexity, and in "
+        f"parentheses how many times dense with its 95 % interval, paired by window. Dense: {stated}. `*`: more than "
+        "1 % of the 8-word passages of the text are in the calibration text.",
+        "",
+        _row(["recipe", "calibrated on", *(f"tested on {text}" for text in texts)]),
+        _row(["---"] * (len(texts) + 2)),
+    ]
+    for (label, calibrated), tested in found.items():
+        values = []
+        for text in texts:
+            flag = " *" if tested[text]["overlap"]["flagged"] else ""
+            values.append(f"{tested[text]['value']:.2f} ({_spanned(tested[text]['ratio'], '.2f')}){flag}")
+        lines.append(_row([label, calibrated, *values]))
+    return [*lines, ""]
+
+
+def _spanned(found: Mapping[str, float], form: str) -> str:
+    return f"{found['value']:{form}}, {found['low']:{form}} to {found['high']:{form}}"
 
 
 def _small(name: str) -> list[str]:

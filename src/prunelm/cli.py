@@ -165,7 +165,7 @@ def prune(
         attention_share=attention_share,
         loss=loss,
         gradient_checkpointing=gradient_checkpointing,
-        sites=[name.strip() for name in sites.split(",")] if sites else None,
+        sites=_words(sites) or None,
         blocks=blocks,
         hidden=hidden,
         of=of,
@@ -318,6 +318,7 @@ def evaluate(
     tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks, with commas.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="First rows of each task only.", min=1)] = None,
+    others: Annotated[str | None, typer.Option(help="Texts of other kinds, with commas, for part shift.")] = None,
     seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -328,8 +329,9 @@ def evaluate(
 
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "seed": seed}
-    if parts is not None or out_file is not None or tasks is not None:
-        suite = {"batch_size": batch_size, "tasks": tasks, "include_path": include_path, "limit": limit}
+    if any(given is not None for given in (parts, out_file, tasks, others)):
+        lists = {"tasks": tasks, "others": others}
+        suite = {"batch_size": batch_size, "include_path": include_path, "limit": limit, **lists}
         _evaluate_parts(model, text, against, parts, out_file, {**sizes, **suite}, as_json, access)
         return
     with _quiet(), _progress() as progress:
@@ -360,12 +362,12 @@ def _evaluate_parts(
     from .suite.measuring import measure
     from .suite.summary import notes, summary
 
-    named = tuple(name.strip() for name in setting.pop("tasks").split(",")) if setting["tasks"] else ()
-    place = str(setting.pop("include_path")) if setting["include_path"] else None
-    setting = {name: value for name, value in setting.items() if name not in ("tasks", "include_path")}
-    names = [name.strip() for name in parts.split(",")] if parts else ["quality"]
-    names += ["tasks"] if named and "tasks" not in names and names != ["all"] else []
-    chosen = Setting(tasks=named, include_path=place, **setting)
+    lists = {name: tuple(_words(setting.pop(name))) for name in ("tasks", "others")}
+    place = setting.pop("include_path")
+    names = _words(parts) or ["quality"]
+    asked = [name for name, given in {"tasks": lists["tasks"], "shift": lists["others"]}.items() if given]
+    names += [name for name in asked if name not in names and names != ["all"]]
+    chosen = Setting(include_path=str(place) if place else None, **lists, **setting)
     with _quiet(), _progress() as progress:
         found = measure(
             model, text, against=against, parts=names, out=out_file, setting=chosen, progress=progress, **access
@@ -380,6 +382,11 @@ def _evaluate_parts(
     out.print(table, soft_wrap=False)
     if out_file is not None:
         out.print(f"{out_file}: written. A page to look at: prunelm report {out_file.parent}")
+
+
+def _words(text: str | None) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",")] if text else []
 
 
 @app.command()

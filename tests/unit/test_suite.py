@@ -131,7 +131,35 @@ def test_noise_is_paired_and_compared_with_clean_text(pair: tuple[Path, Path], t
     for row in found["noisy"]:
         assert row["excess"]["value"] == pytest.approx(row["ratio"]["value"] / found["clean"]["ratio"]["value"])
         assert row["excess"]["low"] < row["excess"]["high"]
+        for name, own in (("model", row), ("dense", row["dense"])):
+            before = found["clean"] if name == "model" else found["clean"]["dense"]
+            added = row["added"][name]
+            assert added["value"] == pytest.approx(own["bits_per_byte"] - before["bits_per_byte"], abs=1e-6)
+            assert added["low"] <= added["value"] <= added["high"]
     assert len({row["bits_per_byte"] for row in found["noisy"]}) >= 8
+
+
+def test_text_of_other_kinds(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "numbers.txt", tmp_path / "evaluation.json"
+    other.write_text(" ".join(str(k * k) for k in range(400)))
+    options: dict[str, Any] = {"max_tokens": 4 * LENGTH, "others": (str(other), str(text)), "out": out}
+    part = run(pair, text, "shift", **options)["parts"]["shift"]
+    rows = part["results"]["others"]
+    assert [row["text"] for row in rows] == ["numbers.txt", "held-out.txt"]
+    assert rows[1]["excess"]["value"] == pytest.approx(1)
+    alone = run(pair, other, "quality", max_tokens=4 * LENGTH)["parts"]["quality"]["results"]
+    assert rows[0]["value"] == pytest.approx(alone["value"])
+    home = part["results"]["home"]
+    assert rows[0]["excess"]["value"] == pytest.approx(alone["ratio"]["value"] / home["ratio"]["value"])
+    assert str(tmp_path) not in out.read_text()
+    stages: list[str] = []
+    run(pair, text, "shift", **options, progress=lambda stage, *_: stages.append(stage))
+    assert stages == []
+    other.write_text(" ".join(str(k + k) for k in range(400)))
+    assert run(pair, text, "shift", **options)["parts"]["shift"]["results"]["others"][0]["value"] != rows[0]["value"]
+    assert len(summary({"parts": {"shift": part}})) == 2
+    part["results"]["others"][0]["overlap"] = {"share": 0.5, "checked": 10, "shared": 5, "flagged": True}
+    assert notes({"parts": {"shift": part}})[0].startswith("numbers.txt: about 50% of its 8-word passages")
 
 
 @torch.no_grad()
@@ -361,6 +389,7 @@ def test_tokenizers_that_differ_are_refused(pair: tuple[Path, Path], text: Path,
     [
         (("qualty",), EvaluationError, "no part is called 'qualty'. Did you mean 'quality'"),
         (("tasks",), EvaluationError, "needs the names of tasks"),
+        (("shift",), EvaluationError, "needs texts of other kinds: give --others FILE,FILE"),
         (("pseudo-perplexity",), EvaluationError, "does not fit this model, which is causal"),
     ],
 )
@@ -381,7 +410,7 @@ def test_a_text_shorter_than_a_window_or_a_prompt(pair: tuple[Path, Path], tmp_p
 
 def test_all_parts_fit_and_are_shown(pair: tuple[Path, Path], text: Path) -> None:
     assert set(parts()) == {
-        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "tasks", "speed", "memory")
+        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "shift", "tasks", "speed", "memory")
     }
     found = run(pair, text, "quality", "positions", "generation", "noise", "speed", max_tokens=4 * 128)
     rows = summary(found)

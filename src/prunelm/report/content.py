@@ -70,7 +70,7 @@ def _section(one: Gathered, drawn: Any) -> Shown:
         ],
         "caveats": caveats(one.pruning, one.evaluation, one.transfer),
         "table": _table(one.evaluation, {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}),
-        "more": _table(one.evaluation, {"positions", "noise"}),
+        "more": _table(one.evaluation, {"positions", "noise", "shift"}),
         "has_dense": bool(one.evaluation and one.evaluation["against"]),
         "missing": list(_missing(one)),
         "removed": [drawn(*figure) for figure in _removed(one)],
@@ -117,7 +117,7 @@ def _missing(one: Gathered) -> Iterator[tuple[str, str]]:
     kinds = {"causal"} if not there or "pseudo-perplexity" not in there else {"masked"}
     for name, part in parts().items():
         if name not in there and part.kinds & kinds:
-            extra = " --tasks NAME,NAME" if name == "tasks" else ""
+            extra = {"tasks": " --tasks NAME,NAME", "shift": " --others FILE,FILE"}.get(name, "")
             yield (
                 f"{name}: {part.summary}",
                 f"prunelm evaluate {one.name} --against {base} --text YOUR_TEXT --parts {name}{extra} "
@@ -169,6 +169,10 @@ def _quality(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
     if found is not None and "excess" in found["noisy"][0]:
         caption = "Right of 1, the pruned model suffers more from the noise than the dense one. Lines: 95 % intervals."
         yield "Robustness to noise", figures.noise(found), caption
+    found = one.part("shift")
+    if found is not None and "excess" in found["others"][0]:
+        caption = "Right of 1, the pruned model suffers more from the change than the dense one. Lines: 95 % intervals."
+        yield "Text of other kinds", figures.shift(found), caption
     if one.transfer is not None and one.transfer["cells"]:
         caption = (
             "Models of the same recipe and size, each pruned with one text and tested on the other part of every text."

@@ -241,18 +241,25 @@ def positions(found: Mapping[str, Any]) -> Spec:
 
 def noise(found: Mapping[str, Any]) -> Spec:
     """How much more the pruned model suffers from noise than the dense one, with intervals."""
-    rows = [
-        {"text": f"{row['noise']} {row['strength']:g}", "noise": row["noise"], **row["excess"]}
-        for row in found["noisy"]
-    ]
+    rows = [{"text": f"{row['noise']} {row['strength']:g}", **row["excess"]} for row in found["noisy"]]
+    return _excess(rows, "noisy text", "clean text")
+
+
+def shift(found: Mapping[str, Any]) -> Spec:
+    """How much more the pruned model suffers on other texts than the dense one, with intervals."""
+    rows = [{"text": row["text"], **row["excess"]} for row in found["others"]]
+    return _excess(rows, "other texts", found["home"]["text"])
+
+
+def _excess(rows: Rows, there: str, home: str) -> Spec:
     worst = max(rows, key=lambda row: row["value"])
     y = {"field": "text", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
     tip = [_field("text"), *(_field(name, name, ".3f") for name in ("value", "low", "high"))]
-    x = {"type": "quantitative", "scale": {"zero": False}, "title": "ratio to dense, over that on clean text"}
+    x = {"type": "quantitative", "scale": {"zero": False}, "title": f"ratio to dense, over that on {home}"}
     return figure(
-        f"Ratio to dense on noisy text over that on clean text. Most: {worst['text']}, {worst['value']:.3f}.",
+        f"Ratio to dense on {there} over that on {home}. Most: {worst['text']}, {worst['value']:.3f}.",
         rows,
-        height=26 * len(rows),
+        height=26 * len(rows) + 40,
         layer=_intervals(x, y, tip),
     )
 

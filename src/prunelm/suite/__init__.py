@@ -23,7 +23,8 @@ class Setting:
     """Everything that changes the numbers of a suite, apart from the models and the text.
 
     `length`, `max_tokens`, `batch_size`: of the windows. `prompts`, `new_tokens`: of the generation. `rounds`: of the
-    speed. `tasks`, `include_path`, `limit`: for lm-eval. `pseudo_tokens`: masked in turn. `seed`: of all chance.
+    speed. `tasks`, `include_path`, `limit`: for lm-eval. `others`: files of text of other kinds. `pseudo_tokens`:
+    masked in turn. `seed`: of all chance.
     """
 
     length: int = 1024
@@ -36,6 +37,7 @@ class Setting:
     tasks: tuple[str, ...] = ()
     include_path: str | None = None
     limit: int | None = None
+    others: tuple[str, ...] = ()
     seed: int = 0
     dtype: str = "float32"
 
@@ -74,6 +76,7 @@ class Part:
     kinds: frozenset[str]
     settings: tuple[str, ...]
     reads_text: bool = True
+    reads_others: bool = False
 
 
 def parts() -> dict[str, Part]:
@@ -83,6 +86,7 @@ def parts() -> dict[str, Part]:
     from .positions import positions
     from .pseudo import pseudo_perplexity
     from .quality import quality
+    from .shift import shift
     from .tasks import tasks
     from .timing import memory, speed
 
@@ -119,6 +123,13 @@ def parts() -> dict[str, Part]:
             kinds=causal,
             settings=windows,
         ),
+        "shift": Part(
+            summary="perplexity on texts of other kinds, and what the change costs (needs --others)",
+            measure=shift,
+            kinds=causal,
+            settings=windows,
+            reads_others=True,
+        ),
         "tasks": Part(
             summary="lm-eval tasks: acc and acc_norm (needs --tasks)",
             measure=tasks,
@@ -147,11 +158,12 @@ def chosen_parts(names: Sequence[str], kind: str, setting: Setting) -> dict[str,
     """The parts of these names; `all` is every one that fits the kind of model and needs nothing more.
 
     Raises:
-        EvaluationError: an unknown name, a part that does not fit the model, or tasks without names.
+        EvaluationError: an unknown name, a part that does not fit the model, tasks or other texts without names.
     """
     known = parts()
     if list(names) == ["all"]:
-        return {n: p for n, p in known.items() if kind in p.kinds and (n != "tasks" or setting.tasks)}
+        given = {"tasks": setting.tasks, "shift": setting.others}
+        return {n: p for n, p in known.items() if kind in p.kinds and given.get(n, True)}
     for name in names:
         if name not in known:
             raise EvaluationError(
@@ -162,6 +174,8 @@ def chosen_parts(names: Sequence[str], kind: str, setting: Setting) -> dict[str,
             raise EvaluationError(f"part {name!r} does not fit this model, which is {kind}. Those that do: {fits}.")
     if "tasks" in names and not setting.tasks:
         raise EvaluationError("part 'tasks' needs the names of tasks: give --tasks NAME,NAME")
+    if "shift" in names and not setting.others:
+        raise EvaluationError("part 'shift' needs texts of other kinds: give --others FILE,FILE")
     return {name: known[name] for name in known if name in names}
 
 

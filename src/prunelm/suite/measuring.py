@@ -13,11 +13,11 @@ from ..data import JOIN, read_documents
 from ..errors import EvaluationError
 from ..journal import Journal
 from ..loading import Source, bytes_on_disk, find_model, read_json
-from ..overlap import overlap
 from ..progress import Progress, silent
 from ..results import versions, write_results
 from ..tasks import task_of
 from . import Part, Setting, Subject, chosen_parts, open_subject, settings_of
+from .passages import calibration_overlap
 from .summary import measured
 
 FORMAT = 1
@@ -55,6 +55,7 @@ def measure(
     """
     setting = setting or Setting()
     words = JOIN.join(read_documents(text))
+    others = {other: _sha256(JOIN.join(read_documents(other))) for other in setting.others}
     source = find_model(model, **access)
     other = find_model(against, **access) if against is not None else None
     target = Path(out) if out is not None else None
@@ -70,6 +71,8 @@ def measure(
         asked = {"settings": dict(settings_of(part, setting))}
         if part.reads_text:
             asked["text"] = {"name": Path(text).name, "sha256": _sha256(words)}
+        if part.reads_others:
+            asked["others"] = [{"name": Path(other).name, "sha256": digest} for other, digest in others.items()]
         known = found["parts"].get(name)
         if known is not None and all(known.get(key) == value for key, value in asked.items()):
             continue
@@ -111,17 +114,6 @@ def _run(
     if path is not None:
         path.unlink()
     return {**asked, "results": result, "seconds": round(time.perf_counter() - start, 1)}
-
-
-def calibration_overlap(source: Source, text: str) -> dict[str, Any] | None:
-    """How much of a text the model was calibrated on, by the n-grams in its pruning.json; None without such a file."""
-    plan = source.plan()
-    if plan is None:
-        return None
-    calibration = plan["calibration"]["criterion"]
-    if "ngrams" not in calibration:
-        return {"unknown": f"pruning.json has no n-grams of its calibration text ({calibration.get('source')})"}
-    return overlap(text, calibration["ngrams"])
 
 
 def _head(source: Source, other: Source | None) -> dict[str, Any]:

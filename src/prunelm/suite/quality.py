@@ -44,6 +44,7 @@ def scored(
     journal: Journal,
     progress: Progress,
     stage: str,
+    where: str | None = None,
 ) -> list[Record]:
     """The records of all windows, those that the journal knows not made again; all losses are finite."""
     records: list[Record] = []
@@ -52,9 +53,10 @@ def scored(
         some = torch.stack(list(windows[start : start + setting.batch_size]))
         records += journal.entry(functools.partial(_entry, subject, some))["windows"]
     progress(stage, len(windows), len(windows))
-    check_losses(subject.model, windows, records, str(subject.text))
+    where = where or str(subject.text)
+    check_losses(subject.model, windows, records, where)
     if subject.dense is not None:
-        check_losses(subject.dense, windows, [r["dense"] for r in records], f"{subject.text}, dense model")
+        check_losses(subject.dense, windows, [r["dense"] for r in records], f"{where}, dense model")
     return records
 
 

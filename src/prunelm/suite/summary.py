@@ -21,17 +21,21 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     """What must be said beside the numbers: text that the model was calibrated on, and text for which nobody knows."""
     said: dict[str, None] = {}
     for part in found["parts"].values():
-        met = part.get("overlap")
-        if not met:
-            continue
-        if met.get("flagged"):
-            said[
-                f"{part['text']['name']}: about {met['share']:.0%} of its 8-word passages are in the calibration text "
-                f"({met['shared']} of {met['checked']} checked). These numbers flatter the pruned model."
-            ] = None
-        elif "unknown" in met and "none needed" not in met["unknown"] and "self-generated" not in met["unknown"]:
-            said[f"whether {part['text']['name']} was calibrated on is not known: {met['unknown']}"] = None
+        texts = [(part["text"]["name"], part.get("overlap"))] if "text" in part else []
+        texts += [(row["text"], row.get("overlap")) for row in part["results"].get("others", ())]
+        for name, met in texts:
+            said.update(dict.fromkeys(_flag(name, met) if met else ()))
     return list(said)
+
+
+def _flag(name: str, met: Mapping[str, Any]) -> Iterator[str]:
+    if met.get("flagged"):
+        yield (
+            f"{name}: about {met['share']:.0%} of its 8-word passages are in the calibration text ({met['shared']} of "
+            f"{met['checked']} checked). These numbers flatter the pruned model."
+        )
+    elif "unknown" in met and "none needed" not in met["unknown"] and "self-generated" not in met["unknown"]:
+        yield f"whether {name} was calibrated on is not known: {met['unknown']}"
 
 
 def measured(found: Mapping[str, Any], task: str) -> Measured | None:
@@ -119,6 +123,13 @@ def _noise(found: Mapping[str, Any]) -> Iterator[Row]:
         yield f"bits per byte, {row['noise']} {row['strength']:g}", *_both(row, "bits_per_byte", "{:.4f}"), said
 
 
+def _shift(found: Mapping[str, Any]) -> Iterator[Row]:
+    for row in found["others"]:
+        excess = row.get("excess")
+        said = f"{_ratio(excess)} of the ratio on {found['home']['text']}" if excess else ""
+        yield f"bits per byte, {row['text']}", *_both(row, "bits_per_byte", "{:.4f}"), said
+
+
 def _tasks(found: Mapping[str, Any]) -> Iterator[Row]:
     for task, both in found["tasks"].items():
         for metric in both["model"]:
@@ -163,6 +174,7 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "pseudo-perplexity": _pseudo,
     "generation": _generation,
     "noise": _noise,
+    "shift": _shift,
     "tasks": _tasks,
     "speed": _speed,
     "memory": _memory,
