@@ -362,7 +362,7 @@ def _evaluate_parts(
     from .suite.measuring import measure
     from .suite.summary import notes, summary
 
-    lists = {name: tuple(_words(setting.pop(name))) for name in ("tasks", "others")}
+    lists: dict[str, Any] = {name: tuple(_words(setting.pop(name))) for name in ("tasks", "others")}
     place = setting.pop("include_path")
     names = _words(parts) or ["quality"]
     asked = [name for name, given in {"tasks": lists["tasks"], "shift": lists["others"]}.items() if given]

@@ -68,7 +68,7 @@ def measure(
         head[who] |= {"parameters": _parameters(subject, name), "bytes": bytes_on_disk(source_)}
     found |= head
     for name, part in chosen_parts(parts, task_of(subject.model), setting).items():
-        asked = {"settings": dict(settings_of(part, setting))}
+        asked: dict[str, Any] = {"settings": dict(settings_of(part, setting))}
         if part.reads_text:
             asked["text"] = {"name": Path(text).name, "sha256": _sha256(words)}
         if part.reads_others:
