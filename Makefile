@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 DEMO_STAMP := $(VENV)/demo-model-installed
 
-.PHONY: demo test quick lint types docs clean
+.PHONY: demo test quick lint types docs site clean
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -41,5 +41,9 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
+site: docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html: opens in a browser, without a network"
+
 clean:
-	rm -rf $(VENV) dist smollm2-pruned .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site smollm2-pruned .pytest_cache .mypy_cache .ruff_cache .hypothesis

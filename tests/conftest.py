@@ -11,9 +11,11 @@ os.environ["TTY_COMPATIBLE"] = "0"
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
 import contextlib
+import importlib.util
 import io
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,3 +185,18 @@ def without_type_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; tests that ask for it are skipped where it or playwright is missing."""
+    places = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    executable = next((place for place in places if place), None)
+    if executable is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("no Chromium, or no playwright, on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()

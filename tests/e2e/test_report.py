@@ -1,10 +1,9 @@
 """The report says what is known and what is missing, and works in a browser that may not load anything."""
 
-import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from prunelm.report.caveats import caveats
 from prunelm.suite import Setting
 from prunelm.workflow import calibration_batches
 
-BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 QUICK = Setting(length=32, max_tokens=512, rounds=2, prompts=2, new_tokens=6)
 PARTS = ("quality", "positions", "generation", "noise", "speed")
 
@@ -170,18 +168,6 @@ def test_curves_are_those_of_the_plan(folders: tuple[Path, Path]) -> None:
         gone = sum((s["units"] - s["kept"]) * s["cost"] for s in curves["sites"].values())
         sizes = pruning["parameters"]
         assert gone == sizes["before"] - sizes["after"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None or importlib.util.find_spec("playwright") is None:
-        pytest.skip("no Chromium, or no playwright, on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 390)])
