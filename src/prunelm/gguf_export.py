@@ -1,9 +1,5 @@
 """Write a model as one GGUF file, whatever its widths, where some architecture of llama.cpp can hold them."""
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from .gguf_vocabulary import add_vocabulary
 from .loading import check_gguf, find_model, load_model, skeleton
 from .registry import did_you_mean
 from .sites import GgufForm, architecture_of, find_sites, gone_sites
+from .writing import check_file, new_file, writes
 
 TYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
 _BLOCK = 32
@@ -37,6 +34,7 @@ class Exported:
     notes: list[str]
 
 
+@writes
 def export(
     model: str | Path, out: str | Path, *, type: str = "f16", parent: str | Path | None = None, force: bool = False
 ) -> Exported:
@@ -53,7 +51,8 @@ def export(
         force: replace `out` if it exists.
 
     Raises:
-        CheckpointError: no such type, a parent of another model, a tokenizer that cannot be said, or not writable.
+        CheckpointError: no such type, a parent of another model, or a tokenizer that cannot be said.
+        OutputError: it cannot be written.
         UnsupportedModelError: no architecture of llama.cpp holds the family, or these widths of it.
     """
     if type not in TYPES:
@@ -62,14 +61,14 @@ def export(
             "llama-quantize of llama.cpp makes others from an f16 file."
         )
     out = Path(out)
-    _check_file(out, force)
+    check_file(out, force=force)
     source = find_model(model)
     form = _form_for(skeleton(source), source.name)
     if parent is not None:
         check_gguf(Path(parent))
     origin = source.folder / source.gguf if parent is None and source.gguf else parent
     loaded = load_model(source, dtype=None)
-    with _new_file(out) as partial:
+    with new_file(out, force=force) as partial:
         writer = GGUFWriter(partial, form.name)
         notes = _add_sizes(writer, loaded)
         if origin is None:
@@ -343,28 +342,3 @@ def largest_error(values: Float[np.ndarray, "..."], kind: GGMLQuantizationType) 
         return np.broadcast_to(largest * step + 1e-7, (largest.size, _BLOCK)).reshape(values.shape)
     relative = {GGMLQuantizationType.F32: 0.0, GGMLQuantizationType.F16: 2**-11, GGMLQuantizationType.BF16: 2**-8}[kind]
     return sizes * relative + (6e-8 if relative else 0.0)
-
-
-def _check_file(out: Path, force: bool) -> None:
-    """Raise if a file cannot be written there."""
-    if out.is_dir():
-        raise CheckpointError(f"{out} is a folder: name a file, as in {out / 'model.gguf'}.")
-    if out.exists() and not force:
-        raise CheckpointError(f"{out} exists. Choose another name, or say --force to replace it.")
-    if not out.absolute().parent.is_dir():
-        raise CheckpointError(f"{out}: the folder {out.absolute().parent} does not exist. Make it first.")
-
-
-@contextlib.contextmanager
-def _new_file(out: Path) -> Iterator[Path]:
-    """A temporary file that becomes `out` when the body ends well, and leaves no trace when it does not."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.absolute().parent) as folder:
-            yield Path(folder) / out.name
-            os.replace(Path(folder) / out.name, out)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(
-            f"{out}: cannot be written: {error.strerror or error}. Nothing was left behind."
-        ) from error

@@ -1,62 +1,99 @@
-"""A journal of a long search: what was measured is written line by line, and not measured again after an interrupt."""
+"""A journal of long work: what was measured is written line by line, and not measured again after an interrupt."""
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import CalibrationError
+from .writing import explained, write_whole
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Journal:
-    """Entries in the order in which they were made; those of an earlier run of the same search come first.
+    """Entries in the order in which they were made; those of an earlier run of the same work come first.
 
-    Without a path nothing is kept. The first line says what the search is of, and must say the same each time. A last
-    line that was cut short by the interrupt is dropped.
+    Without a path nothing is kept. The first line says what the work is of, and must say the same each time. Every line
+    is on the disk before the work goes on, and carries a checksum of all lines so far, so that one that was altered,
+    lost or moved is noticed. A last line that was cut short by the interrupt is dropped.
     """
 
     def __init__(self, path: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self._known: list[dict[str, Any]] = []
         self.read = 0
+        self._sum = ""
         if path is None:
             return
         head = json.loads(json.dumps({"format": FORMAT, **(facts or {})}))
-        lines = _whole_lines(path) if path.is_file() else []
-        if lines:
-            _same(path, lines[0], head)
-            self._known = lines[1:]
-        try:
-            path.write_text("".join(json.dumps(line) + "\n" for line in (head, *self._known)), encoding="utf-8")
-        except OSError as error:
-            raise CalibrationError(f"{path}: the journal cannot be written ({error.strerror}).") from error
+        found = read_journal(path) if path.is_file() else []
+        if found:
+            _same(path, found[0], head)
+            self._known = found[1:]
+        lines = []
+        for entry in (head, *self._known):
+            line, self._sum = _sealed(entry, self._sum)
+            lines.append(line)
+        write_whole(path, "".join(lines))
 
     def entry(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The next entry: read where there is one, else made and written at once."""
+        """The next entry: read where there is one, else made and written at once.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         if self.read < len(self._known):
             self.read += 1
             return self._known[self.read - 1]
         made = make()
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as opened:
-                opened.write(json.dumps(made) + "\n")
+            line, self._sum = _sealed(made, self._sum)
+            with explained(self.path), self.path.open("a", encoding="utf-8") as opened:
+                opened.write(line)
+                opened.flush()
+                os.fsync(opened.fileno())
         return made
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = []
-    for n, line in enumerate(lines):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if n < len(lines) - 1:
-                raise CalibrationError(
-                    f"{path}: line {n + 1} is damaged ({error}). Remove the file to start anew."
-                ) from error
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The whole entries of a journal, the first of which says what it is of.
+
+    Raises:
+        CalibrationError: a line is damaged; says which.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CalibrationError(f"{path}: the journal cannot be read ({error.strerror}).") from error
+    found: list[dict[str, Any]] = []
+    last = ""
+    for n, line in enumerate(lines[:-1], 1):
+        entry = _opened(line)
+        text, last = _sealed(entry, last) if entry is not None else ("", last)
+        if entry is None or text.encode() != line + b"\n":
+            raise CalibrationError(f"{path}: line {n} is damaged. Remove the file to start anew.")
+        found.append(entry)
     return found
+
+
+def _sealed(entry: Mapping[str, Any], last: str) -> tuple[str, str]:
+    """An entry's line with its checksum, and that checksum; `last` is the one of the line before."""
+    text = json.dumps(entry)
+    checksum = hashlib.sha256((last + text).encode()).hexdigest()[:16]
+    return f'{{"sum": "{checksum}", "entry": {text}}}\n', checksum
+
+
+def _opened(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line; None where it holds none."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    entry = data.get("entry") if isinstance(data, dict) else None
+    return entry if isinstance(entry, dict) else None
 
 
 def _same(path: Path, there: Mapping[str, Any], head: Mapping[str, Any]) -> None:

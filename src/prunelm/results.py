@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from .errors import EvaluationError
+from .writing import write_whole
 
 
 def versions() -> dict[str, str]:
@@ -27,11 +27,6 @@ def write_results(target: Path, data: Mapping[str, Any]) -> None:
     """Write measured results in one rename, so that an interrupt leaves those from before.
 
     Raises:
-        EvaluationError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise EvaluationError(f"{target}: cannot be written: {error.strerror}") from error
+    write_whole(target, json.dumps(data, indent=1, allow_nan=False) + "\n")

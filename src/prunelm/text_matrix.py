@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import fingerprint
-from .checkpoint import check_target
 from .data import JOIN, read_documents
 from .errors import DataError, EvaluationError
 from .evaluation import check_losses, text_windows, window_bytes
@@ -24,11 +23,13 @@ from .scoring import score_windows
 from .suite.quality import perplexities
 from .tasks import task_of
 from .workflow import calibration_batches
+from .writing import check_target, writes
 
 FORMAT = 1
 KIND = "transfer"
 
 
+@writes
 def transfer(
     model: str | Path,
     texts: Sequence[str | Path],

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import Outlook, look_at
 from .calibration import fingerprint, load_calibration, save_calibration
-from .checkpoint import check_target, save
+from .checkpoint import save
 from .data import Batches, read_documents, read_labeled, sample_batches
 from .errors import BudgetError, CheckpointError, DataError, RecipeError
 from .evaluation import Evaluation
@@ -30,6 +30,7 @@ from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
 from .stock import stock_config
 from .tasks import task_of
+from .writing import check_target, writes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_RECIPE = "goa-budget"
@@ -108,6 +109,7 @@ def dry_run(model: str | Path, recipe: Recipe, **access: bool) -> dict[str, Any]
     return planned(shapes, prepare_(shapes, recipe, narrow_hidden=first_channels_))
 
 
+@writes
 def prune(
     model: str | Path,
     out: str | Path,
@@ -162,6 +164,7 @@ def prune(
     return report
 
 
+@writes
 def prune_sizes(
     model: str | Path,
     out: str | Path,
@@ -220,6 +223,7 @@ def _check_no_hidden(recipe: Recipe, what: str) -> None:
         raise RecipeError(f"hidden {recipe.hidden:g} does not go with {what}: leave one of the two out")
 
 
+@writes
 def calibrate(
     model: str | Path,
     out: str | Path,
@@ -253,6 +257,7 @@ def calibrate(
     return outlook
 
 
+@writes
 def repair(
     dense: str | Path,
     pruned: str | Path,

@@ -38,7 +38,22 @@ def test_another_search_and_damage_are_named(tmp_path):
     with pytest.raises(CalibrationError, match=r"the journal of another search \(model, seed differ\)"):
         Journal(path, {"seed": 2, "model": "b"})
     path.write_text('{"format": 1}\nnot json\n{"n": 1}\n')
-    with pytest.raises(CalibrationError, match="line 2 is damaged"):
+    with pytest.raises(CalibrationError, match="line 1 is damaged"):
+        Journal(path)
+
+
+@pytest.mark.parametrize("damage", ["digit", "lost", "moved"])
+def test_an_altered_line_is_noticed(damage, tmp_path):
+    path = tmp_path / "search.jsonl"
+    journal = Journal(path)
+    for n in range(3):
+        journal.entry(lambda n=n: {"n": n})
+    head, *lines = path.read_text().splitlines()
+    if damage == "digit":
+        lines[1] = lines[1].replace('"n": 1', '"n": 7')
+    lines = {"digit": lines, "lost": [lines[0], lines[2]], "moved": [lines[1], lines[0], lines[2]]}[damage]
+    path.write_text("\n".join([head, *lines]) + "\n")
+    with pytest.raises(CalibrationError, match=r"line (2|3) is damaged\. Remove the file"):
         Journal(path)
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..writing import write_whole
 from .content import content
 from .gathering import Gathered, gather
 
@@ -23,7 +23,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         out: file to write; an older one is replaced.
 
     Raises:
-        CheckpointError: a folder has no pruning.json, or the page cannot be written.
+        CheckpointError: a folder has no pruning.json.
+        OutputError: the page cannot be written.
     """
     found = [subject for folder in folders for subject in gather(Path(folder))]
     return write_page(found, Path(out) if out is not None else Path(folders[0]) / FILE)
@@ -33,15 +34,9 @@ def write_page(found: Sequence[Gathered], target: Path) -> Path:
     """The page of some models, written.
 
     Raises:
-        CheckpointError: it cannot be.
+        OutputError: it cannot be.
     """
-    page = render(found)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
+    write_whole(target, render(found))
     return target
 
 

@@ -24,7 +24,8 @@ def write_comparison(
         out: file to write.
 
     Raises:
-        CheckpointError: a folder has no pruning.json, or the page cannot be written.
+        CheckpointError: a folder has no pruning.json.
+        OutputError: the page cannot be written.
     """
     found = []
     for folder, row in zip(folders, rows[1:], strict=True):

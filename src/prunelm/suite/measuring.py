@@ -16,6 +16,7 @@ from ..loading import Source, bytes_on_disk, find_model, read_json
 from ..progress import Progress, silent
 from ..results import versions, write_results
 from ..tasks import task_of
+from ..writing import write_whole, writes
 from . import Part, Setting, Subject, chosen_parts, open_subject, settings_of
 from .passages import calibration_overlap
 from .summary import measured
@@ -24,6 +25,7 @@ FORMAT = 1
 FILE = "evaluation.json"
 
 
+@writes
 def measure(
     model: str | Path,
     text: str | Path,
@@ -93,7 +95,7 @@ def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, A
     if plan is None or not path.is_file():
         return
     if path.read_text(encoding="utf-8") in (model_card(plan), model_card(plan, measured(before, task))):
-        path.write_text(model_card(plan, measured(found, task)), encoding="utf-8")
+        write_whole(path, model_card(plan, measured(found, task)))
 
 
 def _run(
@@ -133,11 +135,9 @@ def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
     """What the file has so far.
 
     Raises:
-        EvaluationError: it is of other models, of another format, or no evaluation; or it cannot be written.
+        EvaluationError: it is of other models, of another format, or no evaluation.
     """
     if target is None or not target.exists():
-        if target is not None and not target.absolute().parent.is_dir():
-            raise EvaluationError(f"{target}: the folder {target.absolute().parent} does not exist. Make it first.")
         return {"parts": {}}
     if target.is_dir():
         raise EvaluationError(f"{target} is a folder; --out names a file, as in {target / FILE}.")

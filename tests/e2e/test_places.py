@@ -1,0 +1,150 @@
+"""Where results go: whole or not at all, by one process at a time, whatever becomes of the disk or the reader."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunelm.errors import OutputError
+from prunelm.locking import locked
+from prunelm.writing import claimed, new_folder, write_whole
+
+L1 = ("--recipe", "l1", "--sparsity", "0.3")
+HOLDER = """
+import sys, time
+from prunelm.locking import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Any:
+    """A process that holds the lock of OUT; killed at the end."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_two_runs_into_one_folder(
+    holder: Any, cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    model = tiny_folder("llama")
+    for command in (
+        ("prune", model, tmp_path / "out", *L1),
+        ("calibrate", model, tmp_path / "out", "--text", text_file),
+        ("export", model, tmp_path / "out"),
+        ("evaluate", model, "--text", text_file, "--out", tmp_path / "out"),
+    ):
+        ran = cli(*command)
+        assert ran.code == 1, command
+        assert f"out is being written by process {holder.pid} on " in ran.err.splitlines()[-1]
+    holder.kill()
+    holder.wait()
+    assert cli("prune", model, tmp_path / "out", *L1).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_is_held_once_and_by_one_thread_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"), locked(tmp_path / "a"), locked(tmp_path / "b"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".a.lock", ".b.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "half.txt").write_text("half")
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "precious.txt").write_text("mine")
+    (tmp_path / ".out.lock").write_text("{")
+    with claimed(out):
+        assert (out / "precious.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / ".out.old").mkdir()
+    with new_folder(out, force=True) as partial:
+        (partial / "new.txt").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new.txt"]
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "page.html"
+    write_whole(target, "old")
+    target.chmod(0o600)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match=r"page\.html: cannot be written: the disk is full"):
+            write_whole(target, "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    write_whole(target, "new")
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_args: Any, **_kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("prunelm.locking.os.open", denied)
+    with pytest.raises(OutputError, match=r"out: cannot be written: Permission denied\. Nothing was left behind"):
+        write_whole(tmp_path / "out", "text")
+    with pytest.raises(OutputError, match=r"out: cannot be written: Permission denied"), new_folder(tmp_path / "out"):
+        raise AssertionError("it began to write")
+
+
+def test_a_reader_that_leaves(tiny_folder: Callable[..., Path]) -> None:
+    command = [sys.executable, "-m", "prunelm", "inspect", str(tiny_folder("llama")), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert said == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_output_that_cannot_be_written(tiny_folder: Callable[..., Path]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "prunelm", "inspect", str(tiny_folder("llama"))]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_journal_is_on_the_disk_when_its_process_is_killed(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "evaluation.json"
+    command = [sys.executable, "-m", "prunelm", "evaluate", tiny_folder("llama"), "--text", text_file, "--length", "8"]
+    command += ["--max-tokens", "3200"]
+    process = subprocess.Popen([*map(str, command), "--out", str(out)], stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (found := list(tmp_path.glob(".*.journal"))) or len(found[0].read_bytes().splitlines()) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = found[0].read_bytes()
+    ran = subprocess.run([*map(str, command), "--out", str(out)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert before
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
+    assert json.loads(out.read_text())["parts"]["quality"]["results"]["predicted"] > 0
