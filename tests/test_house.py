@@ -30,7 +30,7 @@ LAYERS = [
         "scoring",
     },
     {"losses", "probable"},
-    {"gradients"},
+    {"gradients", "encoders"},
     {"fisher", "importance", "hidden_scores"},
     {"criteria", "allocators", "reconstructions", "generate"},
     {"recipe", "observation", "repairing"},

@@ -1,38 +1,23 @@
 """What pruning cost: perplexity with its error, bits per byte, and agreement with the dense model."""
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import (
-    JOIN,
-    check_ids,
-    check_length,
-    describe,
-    padded_batches,
-    prefix_ids,
-    read_documents,
-    read_labeled,
-    split_windows,
-    token_ids,
-)
+from .data import JOIN, check_ids, check_length, describe, prefix_ids, read_documents, split_windows, token_ids
+from .encoders import Questions, answered, asked_for, check_texts, questions, score_texts
 from .errors import DataError, EvaluationError
-from .losses import MASKED_SHARE
 from .progress import Progress, silent
-from .scoring import Record, first_bad_block, mean_loss, score_windows
+from .scoring import Record, first_bad_block, mean_and_error, score_windows
 from .stream import Batch
 from .tasks import task_of
-
-ENCODER_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +41,6 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data."""
         return asdict(self)
-
-
-@dataclass
-class _Sums:
-    """Sums over windows, and what agreement with the dense model adds up to."""
-
-    losses: list[float] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    kl: float = 0.0
-    same: int = 0
-    compared: int = 0
-
-    def agree(self, logits: Float[Tensor, "token vocab"], dense: Float[Tensor, "token vocab"]) -> None:
-        self.kl += float(kl_div(logits.log_softmax(-1), dense.log_softmax(-1), log_target=True, reduction="sum"))
-        self.same += int((logits.argmax(-1) == dense.argmax(-1)).sum())
-        self.compared += len(logits)
-
-    def agreement(self) -> dict[str, float | None]:
-        if not self.compared:
-            return {"kl": None, "top1": None}
-        return {"kl": self.kl / self.compared, "top1": self.same / self.compared}
 
 
 @torch.no_grad()
@@ -116,7 +80,7 @@ def evaluate(
         check_comparable(model, against)
     if task == "causal":
         return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, progress)
-    return _ENCODERS[task](model, tokenizer, Path(text), against, length, max_tokens, seed, progress)
+    return _encoder(task, model, tokenizer, Path(text), against, length, max_tokens, seed, progress)
 
 
 def check_comparable(model: PreTrainedModel, against: PreTrainedModel) -> None:
@@ -213,41 +177,8 @@ def check_losses(
         )
 
 
-def mean_and_error(records: Sequence[Record]) -> tuple[float, float]:
-    """Mean loss over all tokens, and its standard error over windows."""
-    losses = [record["loss"] for record in records]
-    spread = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-    return mean_loss(records), spread
-
-
-def _mean_and_error(sums: _Sums, where: str) -> tuple[float, float]:
-    """Mean loss over all tokens, and its standard error over texts."""
-    bad = [i for i, loss in enumerate(sums.losses) if not math.isfinite(loss)]
-    if bad:
-        raise EvaluationError(
-            f"{where}: {len(bad)} of {len(sums.losses)} windows gave a non-finite loss, first window {bad[0]}. "
-            "The arithmetic overflows or the weights are damaged: try --dtype float32."
-        )
-    return mean_and_error([{"loss": loss, "tokens": n} for loss, n in zip(sums.losses, sums.counts, strict=True)])
-
-
-def texts_of(text: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> list[str]:
-    """Documents of a file (lines of a plain text), cut off once they hold `max_tokens`."""
-    documents = read_documents(text)
-    if text.suffix != ".jsonl":
-        documents = [line for document in documents for line in document.splitlines() if line.strip()]
-    if max_tokens is None:
-        return documents
-    taken, tokens = [], 0
-    for document in documents:
-        if tokens >= max_tokens:
-            break
-        tokens += len(token_ids(document, tokenizer))
-        taken.append(document)
-    return taken
-
-
-def _masked_perplexity(
+def _encoder(
+    task: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: Path,
@@ -257,150 +188,52 @@ def _masked_perplexity(
     seed: int,
     progress: Progress,
 ) -> Evaluation:
-    length = min(length, model.config.max_position_embeddings)
-    batches = padded_batches(texts_of(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
-    check_ids(model.config, batches)
-    generator = torch.Generator().manual_seed(seed)
-    sums = _Sums()
-    for i, batch in enumerate(batches):
-        progress("evaluating", i, len(batches))
-        hidden = _masked_positions(batch, tokenizer, generator)
-        if not bool(hidden.any()):
-            continue
-        ids = batch["input_ids"].masked_fill(hidden, mask_id(tokenizer))
-        logits = model(**{**batch, "input_ids": ids}).logits[hidden].float()
-        losses = cross_entropy(logits, batch["input_ids"][hidden], reduction="none")
-        for mine in torch.split(losses, hidden.sum(1).tolist()):
-            if len(mine):
-                sums.losses.append(float(mine.mean()))
-                sums.counts.append(len(mine))
-        if against is not None:
-            sums.agree(logits, against(**{**batch, "input_ids": ids}).logits[hidden].float())
-    progress("evaluating", len(batches), len(batches))
-    if not sums.counts:
-        raise DataError(f"{text}: too short to mask a single token")
-    mean, error = _mean_and_error(sums, str(text))
-    return Evaluation(
-        metric="masked perplexity",
-        value=math.exp(mean),
-        error=math.exp(mean) * error,
-        **sums.agreement(),
-        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=sum(sums.counts), seed=seed),
-    )
+    check_embeddings(model, against)
+    asked = questions(task, model, tokenizer, text, length=length, max_tokens=max_tokens, seed=seed)
+    records: list[Record] = []
+    for i, question in enumerate(asked.asked):
+        progress("evaluating", i, len(asked.asked))
+        records += score_texts(model, question, asked.mask, against)
+    progress("evaluating", len(asked.asked), len(asked.asked))
+    found = encoder_numbers(model, against, asked, records, str(text), seed)
+    means = {name: found[name]["value"] for name in ("kl", "cosine") if name in found}
+    numbers: dict[str, Any] = {name: found.get(name) for name in ("metric", "value", "error", "top1")}
+    return Evaluation(**numbers, **means, facts=found["facts"])
 
 
-def _cut(rows: list[tuple[str, int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[tuple[str, int]]:
-    """The first rows, as many as hold `max_tokens` tokens."""
-    tokens = 0
-    for i, (sentence, _) in enumerate(rows):
-        tokens += len(token_ids(sentence, tokenizer))
-        if tokens >= max_tokens:
-            return rows[: i + 1]
-    return rows
-
-
-def mask_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that stands for a hidden token.
+def check_embeddings(model: PreTrainedModel, against: PreTrainedModel | None) -> None:
+    """Raise if the outputs of a bare encoder cannot be compared.
 
     Raises:
-        EvaluationError: the tokenizer has none.
+        EvaluationError: there is no dense model, or its embeddings are of another width.
     """
-    mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.unk_token_id
-    if mask is None:
-        raise EvaluationError("this tokenizer has no mask token, so a masked loss cannot be measured")
-    return int(mask)
-
-
-def _masked_positions(
-    batch: Batch, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
-) -> Bool[Tensor, "sample token"]:
-    """A seeded 15 % of the real, non-special tokens."""
-    ids = batch["input_ids"]
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-    return (torch.rand(ids.shape, generator=generator) < MASKED_SHARE) & ~special & batch["attention_mask"].bool()
-
-
-def _accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Path,
-    against: PreTrainedModel | None,
-    length: int,
-    max_tokens: int | None,
-    seed: int,
-    progress: Progress,
-) -> Evaluation:
-    rows = read_labeled(text)
-    if max_tokens is not None:
-        rows = _cut(rows, tokenizer, max_tokens)
-    length = min(length, model.config.max_position_embeddings)
-    batches = padded_batches([sentence for sentence, _ in rows], tokenizer, length, ENCODER_BATCH)
-    labels = [
-        torch.tensor([label for _, label in rows[i : i + ENCODER_BATCH]]) for i in range(0, len(rows), ENCODER_BATCH)
-    ]
-    check_ids(model.config, batches)
-    right, sums = 0, _Sums()
-    for i, (batch, wanted) in enumerate(zip(batches, labels, strict=True)):
-        progress("evaluating", i, len(batches))
-        logits = model(**batch).logits.float()
-        if not bool(torch.isfinite(logits).all()):
-            raise EvaluationError(f"{text}: non-finite logits in batch {i}. Try --dtype float32.")
-        right += int((logits.argmax(-1) == wanted).sum())
-        if against is not None:
-            sums.agree(logits, against(**batch).logits.float())
-    progress("evaluating", len(batches), len(batches))
-    share = right / len(rows)
-    return Evaluation(
-        metric="accuracy",
-        value=share,
-        error=math.sqrt(share * (1 - share) / len(rows)),
-        **sums.agreement(),
-        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=len(rows)),
-    )
-
-
-def _embedding(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Path,
-    against: PreTrainedModel | None,
-    length: int,
-    max_tokens: int | None,
-    seed: int,
-    progress: Progress,
-) -> Evaluation:
+    if task_of(model) != "embedding":
+        return
     if against is None:
         raise EvaluationError(f"{type(model).__name__} has no head, so it can only be compared: give --against DENSE")
     sizes = [int(m.config.hidden_size) for m in (model, against)]
     if sizes[0] != sizes[1]:
         raise EvaluationError(f"the two models cannot be compared: embeddings of {sizes[0]} and {sizes[1]} channels")
-    length = min(length, model.config.max_position_embeddings)
-    batches = padded_batches(texts_of(text, tokenizer, max_tokens), tokenizer, length, ENCODER_BATCH)
-    check_ids(model.config, batches)
-    cosines: list[float] = []
-    for i, batch in enumerate(batches):
-        progress("evaluating", i, len(batches))
-        cosines += cosine_similarity(_pooled(model, batch), _pooled(against, batch)).tolist()
-    progress("evaluating", len(batches), len(batches))
-    if not all(math.isfinite(c) for c in cosines):
-        raise EvaluationError(f"{text}: non-finite embeddings. Try --dtype float32.")
-    return Evaluation(
-        metric="embedding",
-        value=None,
-        error=None,
-        cosine=sum(cosines) / len(cosines),
-        facts=describe(batches, tokenizer, text=text.name, length=length, predicted=len(cosines)),
-    )
 
 
-def _pooled(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "sample channel"]:
-    mask = batch["attention_mask"][..., None].float()
-    pooled: Tensor = (model(**batch).last_hidden_state.float() * mask).sum(1) / mask.sum(1)
-    return pooled
+def encoder_numbers(
+    model: PreTrainedModel,
+    against: PreTrainedModel | None,
+    asked: Questions,
+    records: Sequence[Record],
+    where: str,
+    seed: int,
+) -> dict[str, Any]:
+    """What an encoder's records say, all values finite; see `answered`.
 
-
-_ENCODERS: dict[str, Callable[..., Evaluation]] = {
-    "masked": _masked_perplexity,
-    "classifier": _accuracy,
-    "embedding": _embedding,
-}
+    Raises:
+        DataError: nothing could be asked.
+        EvaluationError: values are not finite; names the text and the block.
+    """
+    kept = asked_for(asked.task, records, where)
+    check_texts(model, asked, records, where, kept)
+    if against is not None:
+        check_texts(against, asked, [r["dense"] for r in records], f"{where}, dense model", kept)
+    found = answered(asked.task, [records[k] for k in kept], seed)
+    asked_of = sum(records[k]["tokens"] for k in kept)
+    return {**found, "facts": {**asked.facts, "predicted": asked_of, "seed": seed}}

@@ -1,7 +1,8 @@
 """What a causal model makes of windows of text: losses, confidence, agreement with the dense model; one record each."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def _own(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]) -
         "tokens": len(targets),
         "loss": float(losses.mean()),
         "by_position": [[int(end), float(part.sum())] for end, part in _by_position(losses)],
-        "bins": _bins(confidence, choice == targets),
+        "bins": confidence_bins(confidence, choice == targets),
     }
 
 
@@ -69,7 +70,7 @@ def _by_position(losses: Float[Tensor, " token"]) -> list[tuple[int, Tensor]]:
     return [(end, losses[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
-def _bins(confidence: Float[Tensor, " token"], right: Tensor) -> list[list[float]]:
+def confidence_bins(confidence: Float[Tensor, " token"], right: Tensor) -> list[list[float]]:
     """Per range of confidence: tokens, summed confidence, right choices."""
     place = (confidence.nan_to_num() * BINS).long().clamp(0, BINS - 1)
     columns = (torch.ones_like(confidence), confidence.nan_to_num(), right.float())
@@ -77,14 +78,21 @@ def _bins(confidence: Float[Tensor, " token"], right: Tensor) -> list[list[float
     return torch.stack(sums, 1).tolist()
 
 
-def mean_loss(records: Sequence[Record]) -> float:
+def mean_loss(records: Sequence[Mapping[str, Any]]) -> float:
     """Nats per token over all windows."""
     total: float = sum(r["loss"] * r["tokens"] for r in records)
     tokens: int = sum(r["tokens"] for r in records)
     return total / tokens
 
 
-def calibration_error(records: Sequence[Record]) -> float:
+def mean_and_error(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Mean loss over all tokens, and its standard error over windows."""
+    losses = [record["loss"] for record in records]
+    spread = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return mean_loss(records), spread
+
+
+def calibration_error(records: Sequence[Mapping[str, Any]]) -> float:
     """Sum over bins of share x |accuracy - mean confidence|: how far stated probabilities are from what comes true.
 
     Source: arXiv 1706.04599, Eq. 3, over predicted tokens, with 15 equal ranges.
@@ -93,7 +101,7 @@ def calibration_error(records: Sequence[Record]) -> float:
     return float((bins[:, 2] - bins[:, 1]).abs().sum() / bins[:, 0].sum())
 
 
-def perplexity_by_position(records: Sequence[Record]) -> list[dict[str, Any]]:
+def perplexity_by_position(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Exp of the mean loss of the tokens up to each position, since the position before; `until` counts tokens seen."""
     ends = [end for end, _ in records[0]["by_position"]]
     found = []

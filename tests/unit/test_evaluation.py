@@ -232,12 +232,20 @@ def test_a_labeled_file_without_lines(byte_tokenizer: PreTrainedTokenizerFast, t
         evaluate(build("bert", model_class="BertForSequenceClassification"), byte_tokenizer, tmp_path / "none.jsonl")
 
 
-def test_damaged_classifier_names_the_batch(labeled: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_damaged_classifier_names_the_text_and_the_block(
+    labeled: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
     model = build("bert", model_class="BertForSequenceClassification")
     with torch.no_grad():
-        model.classifier.bias[0] = torch.nan
-    with pytest.raises(EvaluationError, match=r"labeled\.jsonl: non-finite logits in batch 0"):
+        model.bert.encoder.layer[1].output.dense.bias[0] = torch.nan
+    said = (
+        r"labeled\.jsonl: \d+ of \d+ texts gave values that are not finite, first text 0, where block 1 gave the first"
+    )
+    with pytest.raises(EvaluationError, match=said):
         evaluate(model, byte_tokenizer, labeled)
+    sound = build("bert", model_class="BertForSequenceClassification")
+    with pytest.raises(EvaluationError, match=r"labeled\.jsonl, dense model: .* block 1"):
+        evaluate(sound, byte_tokenizer, labeled, against=model)
 
 
 # Encoders without a class.
@@ -292,7 +300,7 @@ def test_damaged_encoder(lines: Path, byte_tokenizer: PreTrainedTokenizerFast) -
     model = build("bert")
     with torch.no_grad():
         model.embeddings.word_embeddings.weight.fill_(torch.nan)
-    with pytest.raises(EvaluationError, match=r"lines\.txt: non-finite embeddings"):
+    with pytest.raises(EvaluationError, match=r"lines\.txt: .* first text 0, where the embeddings gave"):
         evaluate(model, byte_tokenizer, lines, against=build("bert"))
 
 
@@ -315,15 +323,12 @@ def test_masked_perplexity_is_that_of_a_plain_loop(
     assert found.metric == "masked perplexity"
     generator = torch.Generator().manual_seed(5)
     losses: list[float] = []
-    for start in range(0, len(LINES), 32):
-        batch = LINES[start : start + 32]
-        hidden = torch.rand(len(batch), max(map(len, batch)), generator=generator) < 0.15
-        for line, mask in zip(batch, hidden, strict=True):
-            ids = torch.tensor(byte_tokenizer(line)["input_ids"])
-            mask = mask[: len(ids)]
-            with torch.no_grad():
-                logits = model(input_ids=ids.masked_fill(mask, byte_tokenizer.mask_token_id)[None]).logits[0]
-            losses += cross_entropy(logits[mask], ids[mask], reduction="none").tolist()
+    for line in LINES:
+        ids = torch.tensor(byte_tokenizer(line)["input_ids"])
+        mask = torch.rand(len(ids), generator=generator) < 0.15
+        with torch.no_grad():
+            logits = model(input_ids=ids.masked_fill(mask, byte_tokenizer.mask_token_id)[None]).logits[0]
+        losses += cross_entropy(logits[mask], ids[mask], reduction="none").tolist()
     assert found.facts["predicted"] == len(losses)
     assert found.value == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-5)
 

@@ -230,6 +230,8 @@ def test_pseudo_perplexity_is_that_of_a_plain_loop(tmp_path: Path, byte_tokenize
     quality = found["parts"]["quality"]["results"]
     assert quality["metric"] == "masked perplexity"
     assert quality["dense"]["value"] == quality["value"]
+    assert quality["ratio"]["value"] == pytest.approx(1)
+    assert quality["cosine"]["value"] == pytest.approx(1)
     rows = {row[0] for row in summary(found)}
     assert {"masked perplexity", "pseudo-perplexity", "KL to dense"} <= rows
     with pytest.raises(EvaluationError, match="'noise' does not fit this model, which is masked"):
@@ -240,7 +242,73 @@ def test_embeddings_are_compared_with_dense(tiny_folder: Callable[..., Path], te
     pair = (tiny_folder("bert"), tiny_folder("bert", seed=1))
     found = run(pair, text, "quality")["parts"]["quality"]["results"]
     assert found["metric"] == "embedding"
-    assert abs(found["cosine"]) < 0.999
+    assert abs(found["cosine"]["value"]) < 0.999
+    assert found["cosine"]["low"] <= found["cosine"]["value"] <= found["cosine"]["high"]
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> tuple[Path, Path, Path]:
+    """Two classifiers, and labeled texts of very different lengths."""
+    from prunelm.testing import tiny_model
+
+    folder, options = tmp_path_factory.mktemp("classifiers"), {"vocab_size": 300, "max_position_embeddings": 128}
+    for seed in (0, 1):
+        model = tiny_model("bert", model_class="BertForSequenceClassification", seed=seed, **options)
+        model.save_pretrained(folder / str(seed))
+        byte_tokenizer.save_pretrained(folder / str(seed))
+    words = pseudo_english(9_000, seed=3).split()
+    rows = [{"text": " ".join(words[k : k + 1 + k % 17]), "label": k % 2} for k in range(70)]
+    (folder / "labeled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "0", folder / "1", folder / "labeled.jsonl"
+
+
+def test_classifiers_are_paired_text_by_text(classifiers: tuple[Path, Path, Path], byte_tokenizer: Any) -> None:
+    model, dense, labeled = classifiers
+    found = measure(model, labeled, against=dense)["parts"]["quality"]["results"]
+    rights = []
+    for folder in (model, dense):
+        loaded, right = load_model(find_model(folder)), []
+        for row in map(json.loads, labeled.read_text().splitlines()):
+            ids = torch.tensor([byte_tokenizer(row["text"])["input_ids"][:128]])
+            with torch.no_grad():
+                right.append(int(loaded(ids).logits.argmax()) == row["label"])
+        rights.append(right)
+    mine, theirs = rights
+    changes = [a - b for a, b in zip(mine, theirs, strict=True)]
+    assert found["value"] == statistics.mean(mine)
+    assert found["dense"]["value"] == statistics.mean(theirs)
+    difference = found["difference"]
+    assert difference["value"] == pytest.approx(statistics.mean(changes))
+    assert (difference["lost"], difference["gained"]) == (changes.count(-1), changes.count(1))
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert 0 < found["calibration_error"] < 1
+    assert -1 <= found["cosine"]["low"] <= found["cosine"]["high"] <= 1
+    assert any("points (" in row[3] and "lost" in row[3] for row in summary({"parts": {"quality": {"results": found}}}))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "masked"])
+def test_padding_beside_a_text_changes_nothing(
+    kind: str,
+    classifiers: tuple[Path, Path, Path],
+    tmp_path: Path,
+    byte_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prunelm import encoders
+    from prunelm.testing import tiny_model
+
+    model, _, labeled = classifiers
+    if kind == "masked":
+        model = tmp_path / "masked"
+        options = {"vocab_size": 300, "max_position_embeddings": 128}
+        tiny_model("bert", model_class="BertForMaskedLM", **options).save_pretrained(model)
+        byte_tokenizer.save_pretrained(model)
+    together = measure(model, labeled)["parts"]["quality"]["results"]
+    monkeypatch.setattr(encoders, "AT_ONCE", 1)
+    alone = measure(model, labeled)["parts"]["quality"]["results"]
+    assert alone["value"] == pytest.approx(together["value"], rel=1e-5)
+    assert alone["predicted"] == together["predicted"]
+    assert alone["facts"] == together["facts"]
 
 
 # Tasks.

@@ -51,8 +51,9 @@ def _evaluation(dense: Row, row: Row, text: Path | None, windows: Mapping[str, A
 
 def _quality(dense: Row, row: Row) -> dict[str, Any]:
     found = {name: value for name, value in row["evaluation"].items() if value is not None}
-    if "kl" in found:
-        found["kl"] = {"value": found["kl"], "low": None, "high": None}
+    for name in ("kl", "cosine"):
+        if name in found:
+            found[name] = {"value": found[name], "low": None, "high": None}
     if "value" in found:
         found["dense"] = {name: dense["evaluation"][name] for name in ("value", "error", "bits_per_byte")}
     return found

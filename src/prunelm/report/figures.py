@@ -194,9 +194,10 @@ def frontier(rows: Rows, metric: str) -> Spec:
     y = {"field": "value", "type": "quantitative", "title": metric, "scale": {"zero": False}}
     tip = [_field("model"), _field("parameters", "parameters", ","), _field("value", metric, ".4g")]
     ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-    best = min(rows, key=lambda row: row["value"])
+    pick, word = (max, "highest") if metric == "accuracy" else (min, "lowest")
+    best = pick(rows, key=lambda row: row["value"])
     return figure(
-        f"{metric.capitalize()} against parameters of {len(rows)} models, with errors; lowest: {best['model']}.",
+        f"{metric.capitalize()} against parameters of {len(rows)} models, with errors; {word}: {best['model']}.",
         rows,
         layer=[
             {"mark": {"type": "line", "color": FAINT}, "encoding": {"x": x, "y": y}},

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ..data import check_ids, padded_batches
+from ..encoders import mask_id, texts_of
 from ..errors import DataError, EvaluationError
-from ..evaluation import mask_id, texts_of
 from ..intervals import ratio_of
 from ..journal import Journal
 from ..progress import Progress

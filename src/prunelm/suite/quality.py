@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data import JOIN, describe, read_documents
-from ..evaluation import check_losses, evaluate, mean_and_error, text_windows, window_bytes
+from ..encoders import Question, questions, score_texts
+from ..evaluation import check_embeddings, check_losses, encoder_numbers, text_windows, window_bytes
 from ..intervals import interval, ratio_of
 from ..journal import Journal
 from ..progress import Progress
-from ..scoring import Record, calibration_error, score_windows
+from ..scoring import Record, calibration_error, mean_and_error, score_windows
 from ..tasks import task_of
 from . import Setting, Subject
 
@@ -96,22 +97,20 @@ def _own(records: Sequence[Record], size: int) -> dict[str, Any]:
 
 
 def _encoder(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
-    def run(model: PreTrainedModel, against: PreTrainedModel | None) -> dict[str, Any]:
-        return evaluate(
-            model,
-            subject.tokenizer,
-            subject.text,
-            against=against,
-            length=setting.length,
-            max_tokens=setting.max_tokens,
-            seed=setting.seed,
-            progress=progress,
-        ).to_dict()
+    model, dense, task = subject.model, subject.dense, task_of(subject.model)
+    check_embeddings(model, dense)
+    sizes: dict[str, Any] = {"length": setting.length, "max_tokens": setting.max_tokens, "seed": setting.seed}
+    asked = questions(task, model, subject.tokenizer, subject.text, **sizes)
+    records: list[Record] = []
+    for i, question in enumerate(asked.asked):
+        progress("quality", i, len(asked.asked))
+        ask = functools.partial(_texts, model, dense, question, asked.mask)
+        records += journal.entry(ask)["texts"]
+    progress("quality", len(asked.asked), len(asked.asked))
+    return encoder_numbers(model, dense, asked, records, str(subject.text), setting.seed)
 
-    found = journal.entry(lambda: run(subject.model, subject.dense))
-    if subject.dense is not None and found["value"] is not None:
-        dense = journal.entry(lambda: run(subject.dense, None))
-        found["dense"] = {name: dense[name] for name in ("value", "error", "bits_per_byte")}
-    if found["kl"] is not None:
-        found["kl"] = {"value": found["kl"], "low": None, "high": None}
-    return {name: value for name, value in found.items() if value is not None}
+
+def _texts(
+    model: PreTrainedModel, dense: PreTrainedModel | None, question: Question, mask: int | None
+) -> dict[str, Any]:
+    return {"texts": score_texts(model, question, mask, dense)}

@@ -43,10 +43,11 @@ def measured(found: Mapping[str, Any], task: str) -> Measured | None:
     part = found["parts"].get("quality")
     if part is None:
         return None
-    results, names = part["results"], ("bits_per_byte", "top1", "cosine")
+    results, names = part["results"], ("bits_per_byte", "top1")
     metrics = {results["metric"]: results["value"]} if "value" in results else {}
     metrics |= {name: results[name] for name in names if name in results}
-    metrics |= {"kl_to_dense": results["kl"]["value"]} if "kl" in results else {}
+    pairs = {"kl_to_dense": "kl", "cosine_to_dense": "cosine"}
+    metrics |= {label: results[name]["value"] for label, name in pairs.items() if name in results}
     rows = [tuple(cell.replace("+-", "±") for cell in row) for row in summary(found)]
     return Measured(rows=rows, notes=notes(found), text=part["text"]["name"], task=_TASKS[task], metrics=metrics)
 
@@ -81,19 +82,28 @@ def _with_error(found: Mapping[str, Any]) -> str:
 
 def _quality(found: Mapping[str, Any]) -> Iterator[Row]:
     if "value" in found:
-        yield found["metric"], _with_error(found.get("dense", {})), _with_error(found), _ratio(found.get("ratio"))
+        compared = _difference(found["difference"]) if "difference" in found else _ratio(found.get("ratio"))
+        yield found["metric"], _with_error(found.get("dense", {})), _with_error(found), compared
     if "bits_per_byte" in found:
         yield "bits per byte", *_both(found, "bits_per_byte", "{:.4f}"), ""
     if "calibration_error" in found:
         yield "calibration error", *_both(found, "calibration_error", "{:.4f}"), ""
     if "kl" in found:
-        kl = found["kl"]
-        span = f" ({kl['low']:.4f} to {kl['high']:.4f})" if kl["low"] is not None else ""
-        yield "KL to dense", "", f"{kl['value']:.4f}{span}", ""
+        yield "KL to dense", "", _spanned(found["kl"]), ""
     if "top1" in found:
         yield "same top token", "", f"{found['top1']:.1%}", ""
     if "cosine" in found:
-        yield "cosine to dense", "", f"{found['cosine']:.4f}", ""
+        yield "cosine to dense", "", _spanned(found["cosine"]), ""
+
+
+def _spanned(found: Mapping[str, Any]) -> str:
+    span = f" ({found['low']:.4f} to {found['high']:.4f})" if found["low"] is not None else ""
+    return f"{found['value']:.4f}{span}"
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    value, low, high = (f"{100 * found[name]:+.1f}" for name in ("value", "low", "high"))
+    return f"{value} points ({low} to {high}); {found['lost']} texts lost, {found['gained']} gained"
 
 
 def _positions(found: Mapping[str, Any]) -> Iterator[Row]:
