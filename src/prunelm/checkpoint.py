@@ -102,6 +102,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
         "widths": widths(model),
         "calibration": report.calibration,
         "notes": report.notes,
+        "device": report.device,
         "versions": versions(),
     }
 

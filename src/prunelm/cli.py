@@ -34,6 +34,13 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run modeling c
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept pickle weights, which can run any code.")]
 Length = Annotated[int, typer.Option(help="Tokens in an evaluation window.", min=2)]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens of text.", min=2)]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default a GPU of CUDA where there is one.")
+]
+ComputeDtype = Annotated[str, typer.Option(help="Of the model while it is pruned: float32, bfloat16, float16.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Only algorithms that give the same bits every time, on GPUs too.")
+]
 Text = Annotated[Path | None, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")]
 
 
@@ -136,6 +143,9 @@ def prune(
     length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the written weights: float32, float16, bfloat16.")] = None,
+    device: Device = None,
+    compute_dtype: ComputeDtype = "float32",
+    deterministic: Deterministic = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -144,14 +154,10 @@ def prune(
     """Prune MODEL into OUT, a folder that opens elsewhere."""
     from .errors import RecipeError
     from .recipe import Recipe
-    from .registry import did_you_mean
-    from .workflow import DTYPES
     from .workflow import dry_run as plan
     from .workflow import prune as run
     from .workflow import prune_sizes as run_sizes
 
-    if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}. {did_you_mean(dtype, DTYPES)}")
     shares = _numbers(sparsity)
     chosen = Recipe.load(
         recipe,
@@ -194,10 +200,12 @@ def prune(
         "text": text,
         "journal": journal,
         "dtype": dtype,
+        "device": device,
+        "compute_dtype": compute_dtype,
         "force": force,
         **access,
     }
-    with _quiet(), _progress() as progress:
+    with _quiet(), _progress() as progress, _deterministic(deterministic):
         if len(shares) == 1:
             reports = {out_folder: run(model, out_folder, calibrated=calibrated, progress=progress, **options)}
         else:
@@ -246,6 +254,9 @@ def calibrate(
     length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
     multiple_of: Annotated[int | None, typer.Option(help="Kept FFN channels are a multiple of this.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    device: Device = None,
+    compute_dtype: ComputeDtype = "float32",
+    deterministic: Deterministic = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
@@ -256,10 +267,19 @@ def calibrate(
 
     chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=length, multiple_of=multiple_of, seed=seed)
     err.print(f"recipe: {json.dumps(chosen.to_dict())}")
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    with _quiet(), _progress() as progress:
+    with _quiet(), _progress() as progress, _deterministic(deterministic):
         found = run(
-            model, out_folder, recipe=chosen, text=text, journal=journal, force=force, progress=progress, **access
+            model,
+            out_folder,
+            recipe=chosen,
+            text=text,
+            journal=journal,
+            device=device,
+            compute_dtype=compute_dtype,
+            force=force,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
         )
     _notes(found.notes)
     out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibrated")
@@ -275,6 +295,7 @@ def repair(
     samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
     length: Annotated[int, typer.Option(help="Tokens in a calibration sequence.", min=8)] = 512,
     seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
+    device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -293,6 +314,7 @@ def repair(
             samples=samples,
             length=length,
             seed=seed,
+            device=device,
             force=force,
             progress=progress,
             trust_remote_code=trust_remote_code,
@@ -322,6 +344,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="First rows of each task only.", min=1)] = None,
     others: Annotated[str | None, typer.Option(help="Texts of other kinds, with commas, for part shift.")] = None,
     seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
+    device: Device = None,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
@@ -329,7 +352,7 @@ def evaluate(
     """Measure perplexity, bits per byte, and agreement with the dense model; with --parts much more."""
     from .workflow import evaluate as run
 
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "seed": seed}
     if any(given is not None for given in (parts, out_file, tasks, others)):
         lists = {"tasks": tasks, "others": others}
@@ -357,7 +380,7 @@ def _evaluate_parts(
     out_file: Path | None,
     setting: dict[str, Any],
     as_json: bool,
-    access: dict[str, bool],
+    access: dict[str, Any],
 ) -> None:
     """Run the suite and show what it found."""
     from .suite import Setting
@@ -399,6 +422,7 @@ def compare(
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the page of prunelm report here too.")] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
+    device: Device = None,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
@@ -418,6 +442,7 @@ def compare(
             length=length,
             max_tokens=max_tokens,
             progress=progress,
+            device=device,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -544,6 +569,7 @@ def transfer(
     length: Length = 1024,
     max_tokens: MaxTokens = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
@@ -553,7 +579,7 @@ def transfer(
     from .text_matrix import transfer as run
 
     chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=calibration_length, seed=seed)
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
     with _quiet(), _progress() as progress:
         found = run(model, texts, recipe=chosen, out=out_file, progress=progress, **sizes, **access)
@@ -677,6 +703,14 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     yield
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    from .placement import deterministic
+
+    with deterministic(wanted):
+        yield
 
 
 @contextlib.contextmanager

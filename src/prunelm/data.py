@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,19 @@ class Masking:
 class Batches:
     """Token batches and the facts about them that every result must carry.
 
-    A batch may hold `labels`, one a sequence; `masking` is the tokenizer's, where it has a mask token.
+    A batch may hold `labels`, one a sequence; `masking` is the tokenizer's, where it has a mask token. `batch_tokens`
+    is how many tokens go through a model at once.
     """
 
     batches: list[Batch]
     facts: dict[str, Any]
     masking: Masking | None = None
+    batch_tokens: int = BATCH_TOKENS
+
+    def to(self, device: torch.device) -> "Batches":
+        """These batches on a device."""
+        moved: list[Batch] = [{name: value.to(device) for name, value in batch.items()} for batch in self.batches]
+        return replace(self, batches=moved)
 
     @property
     def tokens(self) -> int:
@@ -53,32 +60,32 @@ class Batches:
         With share 0, or fewer than two sequences, nothing is left out.
         """
         if share == 0 or sum(len(batch["input_ids"]) for batch in self.batches) < 2:
-            return self, Batches(batches=[], facts={"tokens": 0, "sequences": 0}, masking=self.masking)
+            return self, replace(self, batches=[], facts={"tokens": 0, "sequences": 0})
         every, start = max(2, round(1 / share)), 0
         parts: tuple[list[Batch], list[Batch]] = ([], [])
         for batch in self.batches:
-            number = torch.arange(len(batch["input_ids"])) + start
+            number = torch.arange(len(batch["input_ids"]), device=batch["input_ids"].device) + start
             start += len(number)
             last = number % every == every - 1
             for mine, rows in zip(parts, (~last, last), strict=True):
                 if bool(rows.any()):
                     mine.append({name: value[rows] for name, value in batch.items()})
-        fit, held = (Batches(batches=_joined(p), facts=_counts(p), masking=self.masking) for p in parts)
+        fit, held = (replace(self, batches=_joined(p, self.batch_tokens), facts=_counts(p)) for p in parts)
         return fit, held
 
 
-def sequences_at_once(length: int) -> int:
+def sequences_at_once(length: int, tokens: int = BATCH_TOKENS) -> int:
     """Sequences in a batch: enough for fast matrix products, few enough for their activations to stay small."""
-    return max(1, BATCH_TOKENS // length)
+    return max(1, tokens // length)
 
 
-def _joined(batches: Sequence[Batch]) -> list[Batch]:
+def _joined(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """The same sequences in batches of the usual size, as far as their shapes agree."""
     joined: list[Batch] = []
     for batch in batches:
         last = joined[-1] if joined else None
         (count, length) = batch["input_ids"].shape
-        most = sequences_at_once(length) - count
+        most = sequences_at_once(length, tokens) - count
         if last is not None and last["input_ids"].shape[1] == length and len(last["input_ids"]) <= most:
             joined[-1] = {name: torch.cat([last[name], batch[name]]) for name in batch}
         else:
@@ -179,6 +186,7 @@ def sample_batches(
     causal: bool,
     labels: Sequence[int] | None = None,
     batch_size: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Batches:
     """Seeded random sequences of the documents, for calibration.
 
@@ -189,7 +197,7 @@ def sample_batches(
         DataError: the text does not fill one window, or `length` is more than the model can read.
     """
     check_length(config, length)
-    batch_size = batch_size or sequences_at_once(length)
+    batch_size = batch_size or sequences_at_once(length, batch_tokens)
     order = list(documents)
     random.Random(seed).shuffle(order)
     if causal:
@@ -209,7 +217,7 @@ def sample_batches(
     check_ids(config, batches)
     facts = describe(batches, tokenizer, length=length, seed=seed)
     facts["ngrams"] = sketch(tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].tolist())
-    return Batches(batches=batches, facts=facts, masking=masking_of(tokenizer))
+    return Batches(batches=batches, facts=facts, masking=masking_of(tokenizer), batch_tokens=batch_tokens)
 
 
 def masking_of(tokenizer: PreTrainedTokenizerBase) -> Masking | None:

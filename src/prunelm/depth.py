@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from .errors import BudgetError
+from .placement import exact
 from .sites import configs_of, find_blocks
 from .stream import Batch, BlockStream
 
@@ -28,9 +29,9 @@ def block_influence(model: PreTrainedModel, batches: Sequence[Batch]) -> Float[T
         for b in range(len(batches)):
             entering = stream.hidden[b]
             stream.hidden[b] = stream.run(i, b)
-            before, after = (stream.tokens(hidden, b).double() for hidden in (entering, stream.hidden[b]))
+            before, after = (exact(stream.tokens(hidden, b)) for hidden in (entering, stream.hidden[b]))
             cosines.append(cosine_similarity(before, after, dim=-1))
-        found[i] = 1 - torch.cat(cosines).mean()
+        found[i] = 1 - float(torch.cat(cosines).mean())
     return found
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from .fisher import output_fisher
 from .journal import Journal
 from .knapsack import knapsack
+from .placement import exact
 from .plan import Budget, Counts
 from .progress import Progress, silent
 from .rehearsal import Rehearsal
@@ -146,15 +147,15 @@ class _View:
         """What the gradient and the curvature expect of a site that goes from `at` removed units to `to`."""
         moments = self.rehearsal.moments[site.key]
         (new, new_bias), (old, old_bias) = (self.rehearsal.layer(site.key, n) for n in (to, at))
-        change = (new - old).double()
+        change = exact(new - old)
         bent = change @ moments.second_moment
         if new_bias is not None and old_bias is not None:
-            shift = (new_bias - old_bias).double()
+            shift = exact(new_bias - old_bias)
             mean = moments.mean
             curved = bent @ change.T + 2 * torch.outer(shift, change @ mean) + torch.outer(shift, shift)
         else:
             curved = bent @ change.T
-        return float((slope.double() * change).sum()), float((self.fisher[site.key] * curved).sum() / 2)
+        return float((exact(slope) * change).sum()), float((self.fisher[site.key] * curved).sum() / 2)
 
 
 def _round(view: _View, state: _State) -> _State:

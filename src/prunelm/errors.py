@@ -41,5 +41,9 @@ class OutputError(CheckpointError):
     """A file or folder cannot be written there, or another process is writing it."""
 
 
+class DeviceError(PruneLMError, RuntimeError):
+    """A device is not here, or its memory does not hold what was asked."""
+
+
 class EvaluationError(PruneLMError, ArithmeticError):
     """A loss is not finite, or two models cannot be compared."""

@@ -40,7 +40,7 @@ def exchanged(
 
     Source: the local search of arXiv 2403.12983 (OSSCAR), here by sweeps; derived.
     """
-    weight = weight.to(second)
+    weight, units = weight.to(second), units.to(second.device)
     cross = weight @ second
     table = torch.cat([torch.cat([second, cross.T], 1), torch.cat([cross, cross @ weight.T], 1)])
     output = torch.arange(len(second), len(table), device=second.device)
@@ -62,7 +62,7 @@ def exchanged(
         table = _swept(trial, units[given], back=True)
         inside[taken], inside[given] = True, False
         made += 1
-    return inside.nonzero().flatten(), made
+    return inside.nonzero().flatten().cpu(), made
 
 
 def _worth(

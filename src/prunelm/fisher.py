@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from .errors import CalibrationError
 from .gradients import differentiable, sequences_of
 from .losses import drawn_loss
+from .placement import statistics_device
 from .sites import Site, weight_of
 from .stream import Batch
 
@@ -37,8 +38,9 @@ def output_fisher(
     Source: arXiv 1503.05671 (Kronecker factors of the Fisher matrix); the use is ours.
     """
     generator = torch.Generator().manual_seed(seed)
+    place = statistics_device(model.device)
     outputs = {site.key: len(weight_of(site.consumer.layer)) for site in sites}
-    found = {key: torch.zeros(n, n, dtype=torch.float64) for key, n in outputs.items()}
+    found = {key: torch.zeros(n, n, dtype=torch.float64, device=place) for key, n in outputs.items()}
     rows = 0
     handles = [site.consumer.layer.register_forward_hook(_adder(found[site.key])) for site in sites]
     # Weights of the first block alone collect gradients: that makes autograd pass all the others' outputs.

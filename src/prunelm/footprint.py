@@ -15,7 +15,9 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 def footprint(model: str, dtype: str, *, trust_remote_code: bool = False) -> dict[str, int]:
     """Peak resident bytes before the model was read, when it was loaded, and when it had been used."""
     found = {"before": _peak()}
-    loaded = load_model(find_model(model, trust_remote_code=trust_remote_code), dtype=getattr(torch, dtype))
+    loaded = load_model(
+        find_model(model, trust_remote_code=trust_remote_code, device="cpu"), dtype=getattr(torch, dtype)
+    )
     found["loaded"] = _peak()
     if loaded.can_generate():
         decode_seconds(loaded, 64, 8)

@@ -34,11 +34,11 @@ def self_generated(
         torch.manual_seed(seed)
         for start in range(0, samples, batch_size):
             count = min(batch_size, samples - start)
-            first = torch.randint(model.config.vocab_size, (count, 1))
+            first = torch.randint(model.config.vocab_size, (count, 1)).to(model.device)
             if tokenizer.bos_token_id is not None and tokenizer.bos_token_id != tokenizer.eos_token_id:
                 first[:] = tokenizer.bos_token_id
             ids = model.generate(
-                first.to(model.device),
+                first,
                 attention_mask=torch.ones_like(first),
                 do_sample=True,
                 top_k=0,

@@ -62,7 +62,7 @@ def export(
         )
     out = Path(out)
     check_file(out, force=force)
-    source = find_model(model)
+    source = find_model(model, device="cpu")
     form = _form_for(skeleton(source), source.name)
     if parent is not None:
         check_gguf(Path(parent))

@@ -81,8 +81,8 @@ def collect(
         UnsupportedModelError: the model has no such loss.
     """
     layers = {slot.path: slot.layer for site in sites for slot in (*site.producers, site.consumer)}
-    sums = {path: torch.zeros_like(weight_of(layer)) for path, layer in layers.items()}
-    squares = {path: torch.zeros_like(weight_of(layer)) for path, layer in layers.items()}
+    sums = {path: torch.zeros_like(weight_of(layer), dtype=torch.float32) for path, layer in layers.items()}
+    squares = {path: torch.zeros_like(weight_of(layer), dtype=torch.float32) for path, layer in layers.items()}
     count = 0
     with differentiable(model, layers.values()):
         for batch in batches:
@@ -93,7 +93,7 @@ def collect(
                     found = gradient_of(layer)
                     if found is not None:
                         sums[path] += found
-                        squares[path] += found.square()
+                        squares[path] += found.float().square()
                     layer.weight.grad = None
     return {path: _checked(path, sums[path] / max(count, 1), squares[path] / max(count, 1)) for path in layers}
 

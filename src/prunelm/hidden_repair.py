@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .hidden import HiddenAxis, Readers, find_hidden, narrow_hidden_
 from .moments import CrossMoments, Moments
+from .placement import statistics_device
 from .progress import Progress
 from .reconstructions import Reconstruction
 from .repairing import repaired
@@ -83,7 +84,8 @@ def _pair(before: BlockStream, now: BlockStream, i: int | None, path: str, batch
     for b in batches:
         x, y = (s.capture_outside(b, [path])[0] if i is None else s.capture(i, b, [path])[0] for s in (now, before))
         if found is None:
-            found = CrossMoments(y.shape[1], x.shape[1]), Moments(y.shape[1])
+            place = statistics_device(x.device)
+            found = CrossMoments(y.shape[1], x.shape[1], device=place), Moments(y.shape[1], device=place)
         found[0].update(y, x)
         found[1].update(y)
     if found is not None:

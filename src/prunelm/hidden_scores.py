@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .hidden import HiddenAxis, Readers
 from .moments import Moments
+from .placement import exact, statistics_device
 from .progress import Progress
 from .sites import weight_of
 from .stream import BlockStream
@@ -24,7 +25,7 @@ def reader_magnitude(axis: HiddenAxis) -> Float[Tensor, " channel"]:
     shares = []
     for readers in axis.readers:
         for layer in readers.layers:
-            squares = weight_of(layer).detach().double().square().sum(0)
+            squares = exact(weight_of(layer).detach()).square().sum(0)
             shares.append(squares / squares.sum().clamp_min(torch.finfo(torch.float64).tiny))
     return torch.stack(shares).mean(0).cpu()
 
@@ -64,14 +65,14 @@ def reader_energy(
 
 
 def _shares(layer: nn.Module, moments: Moments) -> Float[Tensor, " channel"]:
-    weight = weight_of(layer).detach().double()
+    weight = exact(weight_of(layer).detach())
     whole = (weight @ moments.second_moment * weight).sum()
     return weight.square().sum(0) * moments.energy / whole.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _input_moments(stream: BlockStream, readers: Readers, width: int, batches: Sequence[int]) -> Moments:
     assert readers.block is not None
-    moments = Moments(width)
+    moments = Moments(width, device=statistics_device(stream.model.device))
     for b in batches:
         (x,) = stream.capture(readers.block, b, [readers.paths[0]])
         moments.update(x)
@@ -82,7 +83,8 @@ def _input_moments(stream: BlockStream, readers: Readers, width: int, batches: S
 def _moments_outside(
     stream: BlockStream, outside: Sequence[Readers], width: int, batches: Sequence[int]
 ) -> list[Moments]:
-    found = [Moments(width) for _ in outside]
+    place = statistics_device(stream.model.device)
+    found = [Moments(width, device=place) for _ in outside]
     paths = [readers.paths[0] for readers in outside]
     for b in batches if outside else ():
         for moments, x in zip(found, stream.capture_outside(b, paths), strict=True):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from .errors import CalibrationError
 from .gradients import differentiable, gradient_of, sequences_of
 from .losses import Objective
+from .placement import exact
 from .sites import Site, Slot, bias_of, find_blocks, weight_of
 from .stream import release_memory
 
@@ -80,7 +81,8 @@ def gate_slopes(
 
     Source: SNIP (arXiv 1810.02340), with one gate a unit; the identity is checked in the tests.
     """
-    gates = {site.key: torch.ones(weight_of(site.consumer.layer).shape[1], requires_grad=True) for site in sites}
+    weights = {site.key: weight_of(site.consumer.layer) for site in sites}
+    gates = {key: torch.ones(w.shape[1], requires_grad=True, device=w.device) for key, w in weights.items()}
     handles = [site.consumer.layer.register_forward_pre_hook(_gated(gates[site.key])) for site in sites]
     rows: dict[str, list[Tensor]] = {key: [] for key in gates}
     try:
@@ -92,7 +94,7 @@ def gate_slopes(
     finally:
         for handle in handles:
             handle.remove()
-    return {site.key: torch.stack(rows[site.key])[:, site.consumer.index].sum(-1).double() for site in sites}
+    return {site.key: exact(torch.stack(rows[site.key])[:, site.consumer.index].sum(-1)) for site in sites}
 
 
 def _passes(
@@ -161,9 +163,10 @@ def _reducer(slot: Slot, rows: list[dict[str, Tensor]]) -> Callable[[Tensor], No
 
 
 def _sums(slot: Slot, products: Float[Tensor, "channel _"]) -> dict[str, Tensor]:
+    products = products.float()
     squares = products.square()
     of_unit = {"first": products.abs(), "second": squares, "mixed": (products - squares / 2).abs()}
-    found = {name: each.sum(1).double()[slot.index].sum(1) for name, each in of_unit.items()}
+    found = {name: exact(each.sum(1))[slot.index].sum(1) for name, each in of_unit.items()}
     return {**found, "signed": products.sum(1)[slot.index]}
 
 

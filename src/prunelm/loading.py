@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
 from .hidden import built_width, narrow_hidden_
 from .per_block import stock_names
+from .placement import CPU, find_device, placed
 from .sites import SiteSpec, find_sites, gone_sites, narrow_
 
 FORMAT = 1
@@ -54,12 +55,16 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model is: the name the user gave, its folder, and the GGUF file in it, if that is what it is."""
+    """Where a model is: the name the user gave, its folder, and the GGUF file in it, if that is what it is.
+
+    `device` is where it computes once it is loaded.
+    """
 
     name: str
     folder: Path
     gguf: str | None = None
     trust_remote_code: bool = False
+    device: torch.device = CPU
 
     def config(self) -> dict[str, Any]:
         """The config.json, in the words of stock transformers."""
@@ -104,23 +109,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def find_model(name: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Source:
+def find_model(
+    name: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False, device: str | None = None
+) -> Source:
     """Where the model is, its files checked as far as that can be done without loading it.
 
     Args:
         name: a Hugging Face folder, a hub name, or a .gguf file.
         trust_remote_code: run modeling code that comes with the checkpoint.
         allow_pickle: accept weights in pickle files, which can run any code when they are opened.
+        device: where it computes once it is loaded; see `find_device`.
 
     Raises:
         CheckpointError: no such model, not a model folder, damaged files, or pickle weights.
+        DeviceError: no such device.
     """
-    path = Path(name)
+    path, place = Path(name), find_device(device)
     if path.suffix == ".gguf":
         check_gguf(path)
-        return Source(name=str(name), folder=path.parent, gguf=path.name)
+        return Source(name=str(name), folder=path.parent, gguf=path.name, device=place)
     folder = path if path.is_dir() else _from_hub(str(name), allow_pickle)
-    source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code)
+    source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code, device=place)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: not a model folder, it has no config.json")
     if not isinstance(source.config().get("model_type"), str):
@@ -233,7 +242,7 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
-    return model.eval()
+    return placed(model.eval(), source.device)
 
 
 def _unmapped(folder: Path) -> dict[str, Any] | None:
@@ -299,7 +308,7 @@ def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
         del model.config.quantization_config
     model.is_quantized = False
     model.hf_quantizer = None
-    return model.eval()
+    return placed(model.eval(), source.device)
 
 
 def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -430,4 +439,4 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     Raises:
         CheckpointError: not a model, or damaged.
     """
-    return load_model(find_model(path), dtype=dtype)
+    return load_model(find_model(path, device="cpu"), dtype=dtype)

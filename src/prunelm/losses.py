@@ -137,10 +137,10 @@ def masked(batches: Sequence[Batch], masking: Masking | None, seed: int) -> list
     special = torch.tensor(sorted(masking.special))
     for batch in batches:
         ids = batch["input_ids"]
-        free = ~torch.isin(ids, special)
+        free = ~torch.isin(ids, special.to(ids.device))
         if "attention_mask" in batch:
             free &= batch["attention_mask"].bool()
-        draw = torch.rand(ids.shape, generator=generator).masked_fill(~free, 2.0)
+        draw = torch.rand(ids.shape, generator=generator).to(ids.device).masked_fill(~free, 2.0)
         hidden = free & ((draw < MASKED_SHARE) | (draw == draw.min(-1, keepdim=True).values))
         labels = ids.masked_fill(~hidden, -100)
         found.append({**batch, "input_ids": ids.masked_fill(hidden, masking.token), "labels": labels})

@@ -32,9 +32,9 @@ class Mask:
         for site in self.sites:
             if site.key in kept:
                 weight = weight_of(site.consumer.layer)
-                columns = torch.zeros(weight.shape[1])
+                columns = torch.zeros_like(weight[0])
                 columns[site.consumer.keep(kept[site.key])] = 1.0
-                self.columns[site.key] = columns.to(weight)
+                self.columns[site.key] = columns
 
     def skip(self, blocks: Collection[int]) -> None:
         """Step over some blocks, and keep everything else."""

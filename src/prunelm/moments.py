@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import CalibrationError
+from .placement import exact
 
 
 class Moments:
@@ -22,7 +23,7 @@ class Moments:
 
     def update(self, a: Float[Tensor, "token channel"]) -> None:
         """Add the rows of `a`; padding must have been dropped before."""
-        a = a.float()
+        a = a.float().to(self.total.device)
         self.tokens += a.shape[0]
         self.total += a.sum(0, dtype=torch.float64)
         self.gram += a.T @ a if self.full else a.square().sum(0, dtype=torch.float64)
@@ -89,7 +90,7 @@ class CrossMoments:
 
     def update(self, y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -> None:
         """Add the rows of y and x, which belong to the same tokens."""
-        x, y = x.float(), y.float()
+        x, y = (a.float().to(self.cross.device) for a in (x, y))
         self.x.update(x)
         self.y_total += y.sum(0, dtype=torch.float64)
         self.cross += y.T @ x
@@ -100,14 +101,14 @@ class CrossMoments:
         cls, x: Moments, weight: Float[Tensor, "out channel"], bias: Float[Tensor, " out"] | None
     ) -> "CrossMoments":
         """Moments of an input with the layer's own output y = W x + b, from the input's moments alone."""
-        w = weight.double()
+        w = exact(weight)
         twin = object.__new__(cls)
         twin.x = x
         twin.cross = w @ x.gram
         twin.y_total = w @ x.total
         twin.y_square = (twin.cross * w).sum(1)
         if bias is not None:
-            b = bias.double()
+            b = exact(bias)
             twin.y_square += 2 * b * twin.y_total + x.tokens * b.square()
             twin.cross += torch.outer(b, x.total)
             twin.y_total += x.tokens * b
@@ -118,9 +119,9 @@ class CrossMoments:
     ) -> "CrossMoments":
         """The same moments for the target share x y + (1 - share) x (W x + b)."""
         own = CrossMoments.of_layer(self.x, weight, bias)
-        both = (weight.double() * self.cross).sum(1)
+        both = (exact(weight) * self.cross).sum(1)
         if bias is not None:
-            both += bias.double() * self.y_total
+            both += exact(bias) * self.y_total
         rest = 1 - share
         own.y_square = rest**2 * own.y_square + 2 * share * rest * both + share**2 * self.y_square
         own.cross = share * self.cross + rest * own.cross
@@ -129,15 +130,15 @@ class CrossMoments:
 
     def mapped(self, weight: Float[Tensor, "out target"], bias: Float[Tensor, " out"] | None) -> "CrossMoments":
         """The same moments for the target W y + b; target squares are not kept, so no residual can be asked of it."""
-        w = weight.double()
+        w = exact(weight)
         twin = object.__new__(CrossMoments)
         twin.x = self.x
         twin.cross = w @ self.cross
         twin.y_total = w @ self.y_total
         twin.y_square = torch.full_like(twin.y_total, torch.nan)
         if bias is not None:
-            twin.cross += torch.outer(bias.double(), self.x.total)
-            twin.y_total += self.x.tokens * bias.double()
+            twin.cross += torch.outer(exact(bias), self.x.total)
+            twin.y_total += self.x.tokens * exact(bias)
         return twin
 
     def residual(
@@ -147,8 +148,8 @@ class CrossMoments:
         kept: Int[Tensor, " kept"] | None = None,
     ) -> float:
         """E||y - W x - b||^2 / E||y||^2, in closed form; 0 is a perfect fit. `kept` are the channels that W reads."""
-        w = weight.double()
-        b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else bias.double()
+        w = exact(weight)
+        b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else exact(bias)
         n = self.x.tokens
         gram, total, cross = self.x.gram, self.x.total, self.cross
         if kept is not None:

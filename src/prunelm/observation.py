@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .moments import CrossMoments, Moments
+from .placement import statistics_device
 from .sites import Site, bias_of, weight_of
 from .stream import BlockStream
 
@@ -41,6 +42,7 @@ def observe(
     Raises:
         CalibrationError: statistics are not finite; names the block.
     """
+    place = statistics_device(stream.model.device)
     wanted: dict[tuple[str, str], tuple[str, Moments]] = {}
     for site in sites:
         asked = set(needs[site.name])
@@ -49,7 +51,7 @@ def observe(
         for need in asked & {"consumer", "held", "producer"}:
             path = first_producer(site) if need == "producer" else site.spec.consumer[0]
             channels = weight_of(site.root.get_submodule(path)).shape[1]
-            wanted[site.key, need] = (path, Moments(channels, full=need != "consumer" or "gram" in asked))
+            wanted[site.key, need] = (path, Moments(channels, full=need != "consumer" or "gram" in asked, device=place))
     for b in range(len(stream.batches)):
         now = [w for (_, need), w in wanted.items() if b in batches[need]]
         if now or advance:
@@ -94,7 +96,7 @@ def observe_pair(
         if through is not None:
             target = nn.functional.linear(target, weight_of(through), bias_of(through))
         if moments is None:
-            moments = CrossMoments(target.shape[1], x.shape[1])
+            moments = CrossMoments(target.shape[1], x.shape[1], device=statistics_device(x.device))
         moments.update(target, x)
     assert moments is not None
     return moments

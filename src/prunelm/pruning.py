@@ -25,6 +25,7 @@ from .job import Job, first_channels_, prepare_
 from .journal import Journal
 from .moments import Moments
 from .observation import Observed, first_producer, observe, observe_pair
+from .placement import device_words, exact
 from .plan import Budget, Plan, prunable, top_units
 from .probable import least_probable_blocks
 from .progress import Progress, silent
@@ -43,7 +44,7 @@ class Report:
     `added`: bias parameters that the recipe asked for, part of `parameters_after`; `dropped_blocks`: those of the dense
     model that went whole. `sites`: per site the kept units out of how many, and the errors measured; `notes`: what a
     user must know; `curves`: what `curves.json` says. `hidden`: what was done to the hidden channels, if anything, and
-    `outside`: the parameters that went with them and belong to no unit.
+    `outside`: the parameters that went with them and belong to no unit. `device`: where it was computed.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Report:
     outside: int = 0
     hidden: dict[str, Any] | None = None
     curves: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def sparsity_of_blocks(self) -> float:
@@ -221,6 +223,7 @@ def _without_blocks(
         seconds=time.perf_counter() - start,
         dropped_blocks=dropped,
         outside=before - after - counted,
+        device=device_words(model.device),
     )
 
 
@@ -241,6 +244,7 @@ def _reported(
         added=job.added,
         outside=job.outside,
         curves=work.traces(),
+        device=device_words(model.device),
     )
 
 
@@ -458,8 +462,8 @@ def removed_energy(site: Site, moments: Moments, kept: Tensor) -> float:
 
     Exact where the whole Gram matrix was kept; otherwise channels are taken as uncorrelated.
     """
-    weight = weight_of(site.consumer.layer).double()
-    gone = torch.ones(weight.shape[1], dtype=torch.bool)
+    weight = exact(weight_of(site.consumer.layer))
+    gone = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     gone[site.consumer.keep(kept)] = False
     if moments.full:
         energy = ((weight[:, gone] @ moments.gram[gone][:, gone]) * weight[:, gone]).sum()

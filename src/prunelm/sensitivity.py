@@ -76,7 +76,8 @@ class Divergence:
     def slopes(self, sites: Sequence[Site]) -> dict[str, Float[Tensor, "out channel"]]:
         """The gradient of the divergence now, by site key, with respect to the weight of the site's consumer."""
         layers = {site.key: site.consumer.layer for site in sites}
-        model, summed = self.stream.model, {key: torch.zeros_like(weight_of(layer)) for key, layer in layers.items()}
+        model = self.stream.model
+        summed = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
         with differentiable(model, layers.values()):
             for b in self.batches:
                 batch, dense, at = self.stream.batches[b], self.dense[b], 0

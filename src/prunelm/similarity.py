@@ -18,7 +18,7 @@ def jensen_shannon(p: Float[Tensor, "head row key"]) -> Float[Tensor, "head head
     Source: arXiv 2407.19126, Eq. 1 (the base of the logarithm is not stated there; we use nats).
     """
     entropy = torch.special.entr(p).sum(-1).mean(-1)
-    d = torch.zeros(len(p), len(p))
+    d = p.new_zeros(len(p), len(p))
     for i in range(len(p) - 1):
         mixed = torch.special.entr((p[i] + p[i + 1 :]) / 2).sum(-1).mean(-1)
         d[i, i + 1 :] = mixed - (entropy[i] + entropy[i + 1 :]) / 2
@@ -35,7 +35,7 @@ def head_similarity(
 
     Differs: the paper uses every row of every sample; `rows = 0` and `skip = 0` do that.
     """
-    total, left, counted = torch.zeros(()), sequences, 0
+    total, left, counted = torch.zeros((), device=stream.model.device), sequences, 0
     for b, batch in enumerate(stream.batches):
         count, length = batch["input_ids"].shape
         step = max(1, TOKENS_AT_ONCE // length)
@@ -43,7 +43,11 @@ def head_similarity(
             part = slice(start, min(start + step, left, count))
             p = stream.attention_probabilities(i, b, path, part).float()
             real = stream.rows[b]
-            mask = torch.ones(len(p), length, dtype=torch.bool) if real is None else real.reshape(count, length)[part]
+            mask = (
+                torch.ones(len(p), length, dtype=torch.bool, device=p.device)
+                if real is None
+                else real.reshape(count, length)[part]
+            )
             for one, tokens in zip(p, mask, strict=True):
                 chosen = _spaced_rows(one, tokens, rows, skip)
                 if exclude_sink:
@@ -51,7 +55,7 @@ def head_similarity(
                 total = total + jensen_shannon(chosen) * chosen.shape[1]
                 counted += chosen.shape[1]
         left -= min(left, count)
-    return total / counted
+    return total.cpu() / counted
 
 
 def _spaced_rows(

@@ -36,7 +36,7 @@ def damped_fit(
             root, info = torch.linalg.cholesky_ex(second)
             if int(info) == 0:
                 rows = zip(torch.split(cross, ROWS), torch.split(prior, ROWS), strict=True)
-                return torch.cat([torch.cholesky_solve((c + p * now).T, root).T.to(p) for c, p in rows])
+                return torch.cat([torch.cholesky_solve((c + p.to(now) * now).T, root).T.to(p) for c, p in rows])
     finally:
         second.diagonal().copy_(energy)
     raise CalibrationError(

@@ -13,6 +13,7 @@ from .errors import CalibrationError
 from .job import Job
 from .moments import Moments
 from .observation import Observed, observe
+from .placement import exact
 from .plan import Budget
 from .progress import Progress
 from .recipe import Recipe
@@ -132,7 +133,7 @@ def score(
         seed=recipe.seed,
     )
     scoring = recipe.scoring(site.name)
-    scores = CRITERIA[scoring.criterion](site, statistics, **scoring.options)
+    scores = CRITERIA[scoring.criterion](site, statistics, **scoring.options).detach().cpu()
     if scores.shape != (site.n_units,) or not bool(torch.isfinite(scores).all()):
         raise CalibrationError(
             f"block {site.block}, {site.key}: criterion {scoring.criterion!r} gave "
@@ -172,7 +173,7 @@ def curve_of(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Floa
 
 def _curvature(site: Site, fisher: Float[Tensor, "out out"], moments: Moments) -> float:
     """1/2 tr(G W C W^T): what losing all of the module's output would cost, if cost were quadratic."""
-    weight = weight_of(site.consumer.layer).double()
+    weight = exact(weight_of(site.consumer.layer))
     second = moments.fitted(bias_of(site.consumer.layer))
     return float(((fisher @ weight) * (weight @ second)).sum() / 2)
 

@@ -39,7 +39,7 @@ def transfer(
     max_tokens: int | None = None,
     out: str | Path | None = None,
     progress: Progress = silent,
-    **access: bool,
+    **access: Any,
 ) -> dict[str, Any]:
     """The quality of a model pruned with each text's first part, on each text's other part, beside the dense model.
 

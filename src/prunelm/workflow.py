@@ -21,11 +21,14 @@ from .job import Job, first_channels_, plan_counts, prepare_
 from .journal import Journal
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
+from .memory import batch_tokens_on, within_memory
+from .placement import CPU
 from .plan import prunable
 from .progress import Progress, named, silent
 from .pruning import Report, prune_, repair_
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
+from .registry import did_you_mean
 from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
 from .stock import stock_config
@@ -49,7 +52,7 @@ class Inspection:
     budgets: list[dict[str, Any]]
 
 
-def inspect(model: str | Path, *, unit: str = "group", **access: bool) -> Inspection:
+def inspect(model: str | Path, *, unit: str = "group", **access: Any) -> Inspection:
     """The sites of a model, the cost of their units, and what 10, 20 and 30 % would leave, from its config alone.
 
     Raises:
@@ -103,7 +106,7 @@ def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     }
 
 
-def dry_run(model: str | Path, recipe: Recipe, **access: bool) -> dict[str, Any]:
+def dry_run(model: str | Path, recipe: Recipe, **access: Any) -> dict[str, Any]:
     """What `prune` would remove under a recipe, from the model's config alone."""
     shapes = skeleton(find_model(model, **access))
     return planned(shapes, prepare_(shapes, recipe, narrow_hidden=first_channels_))
@@ -119,6 +122,8 @@ def prune(
     calibrated: str | Path | None = None,
     journal: str | Path | None = None,
     dtype: str | None = None,
+    device: str | None = None,
+    compute_dtype: str = "float32",
     force: bool = False,
     progress: Progress = silent,
     trust_remote_code: bool = False,
@@ -137,6 +142,8 @@ def prune(
         journal: a file for the search for widths, where the recipe makes one: written as it goes, and read when it is
             there, so that an interrupted search goes on where it stopped.
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
+        device: where the model computes: `cpu`, `cuda`, `cuda:1` or `mps`; by default a GPU of CUDA where there is one.
+        compute_dtype: of the model while it is pruned; statistics and solves are in float64 whatever it is.
         force: replace `out` if it exists.
         progress: called with (stage, done, total).
         trust_remote_code: run modeling code that comes with the checkpoint.
@@ -147,19 +154,24 @@ def prune(
         PruneLMError: one line that says what to do; nothing was written.
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     if calibrated is not None:
         _check_no_hidden(chosen, "a saved calibration, which has seen all the channels")
-    files = _files(model, [chosen], [Path(out)], text, dtype, force, access, seen=calibrated is not None)
+    files = _files(model, [chosen], [Path(out)], text, dtype, force, access, compute_dtype, seen=calibrated is not None)
     outlook = load_calibration(calibrated, source=files.source, recipe=chosen) if calibrated is not None else None
-    progress("loading", 0, 1)
-    dense = load_model(files.source)
-    progress("loading", 1, 1)
-    batches, refit = files.read(dense, chosen)
-    kept = _journal(journal, files.source, [chosen], batches)
-    report = prune_(dense, batches, chosen, refit=refit, outlook=outlook, journal=kept, progress=progress)
+
+    def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
+        progress("loading", 0, 1)
+        dense = files.load()
+        progress("loading", 1, 1)
+        batches, refit = files.read(dense, chosen, batch_tokens)
+        kept = _journal(journal, files.source, [chosen], batches)
+        return dense, prune_(dense, batches, chosen, refit=refit, outlook=outlook, journal=kept, progress=progress)
+
+    (small, report), notes = within_memory(pruned, files.source.device, chosen.length, progress)
+    report.notes.extend(notes)
     progress("saving", 0, 1)
-    files.save(dense, report, Path(out))
+    files.save(small, report, Path(out))
     progress("saving", 1, 1)
     return report
 
@@ -174,6 +186,8 @@ def prune_sizes(
     text: str | Path | None = None,
     journal: str | Path | None = None,
     dtype: str | None = None,
+    device: str | None = None,
+    compute_dtype: str = "float32",
     force: bool = False,
     progress: Progress = silent,
     trust_remote_code: bool = False,
@@ -191,15 +205,15 @@ def prune_sizes(
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, sparsity=min(sparsities), **overrides)
     _check_no_hidden(chosen, "several sizes at once, whose units are nested in the dense model")
     sizes = [replace(chosen, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
     check_target(out, force=True)
-    files = _files(model, sizes, folders, text, dtype, force, access)
-    calibration, refit = files.read(load_model(files.source), chosen)
+    files = _files(model, sizes, folders, text, dtype, force, access, compute_dtype)
+    calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device))
     reports = {}
     Path(out).mkdir(exist_ok=True)
     family = prune_family(
-        lambda: load_model(files.source),
+        files.load,
         calibration,
         chosen,
         [size.sparsity for size in sizes],
@@ -231,6 +245,8 @@ def calibrate(
     recipe: str | Path | Recipe = "best",
     text: str | Path | None = None,
     journal: str | Path | None = None,
+    device: str | None = None,
+    compute_dtype: str = "float32",
     force: bool = False,
     progress: Progress = silent,
     trust_remote_code: bool = False,
@@ -246,13 +262,18 @@ def calibrate(
         PruneLMError: one line that says what to do; nothing was written.
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     _check_no_hidden(chosen, "a saved calibration, which serves any size")
-    files = _files(model, [chosen], [Path(out)], text, None, force, access)
-    dense = load_model(files.source)
-    batches, _ = files.read(dense, chosen)
-    kept = _journal(journal, files.source, [chosen], batches)
-    outlook = look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept)
+    files = _files(model, [chosen], [Path(out)], text, None, force, access, compute_dtype)
+
+    def seen(batch_tokens: int) -> tuple[Outlook, Batches]:
+        dense = files.load()
+        batches, _ = files.read(dense, chosen, batch_tokens)
+        kept = _journal(journal, files.source, [chosen], batches)
+        return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept), batches
+
+    (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
+    outlook = replace(outlook, notes=[*outlook.notes, *notes])
     save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
     return outlook
 
@@ -271,7 +292,7 @@ def repair(
     dtype: str | None = None,
     force: bool = False,
     progress: Progress = silent,
-    **access: bool,
+    **access: Any,
 ) -> Report:
     """Repair somebody's pruned model in closed form: the same units as it has, the kept weights solved again.
 
@@ -330,7 +351,8 @@ def repair(
     calibration, _ = calibration_batches(model, tokenizer, recipe, documents, name=Path(text).name)
     notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
     report = repair_(model, calibration, recipe, kept, notes=notes, progress=progress)
-    written = DTYPES[dtype] if dtype else stored_dtype(other)
+    written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
+    model.to(CPU)
     save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
     return report
 
@@ -349,6 +371,17 @@ def _check_all_channels(pruned: Source) -> None:
         )
 
 
+def dtype_named(name: str, what: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        RecipeError: no such dtype.
+    """
+    if name not in DTYPES:
+        raise RecipeError(f"{what} must be one of {', '.join(DTYPES)}, got {name!r}. {did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Files:
     """The files of a run: where the model comes from, what it is calibrated on, how it is written."""
@@ -360,13 +393,25 @@ class _Files:
     reads: bool
     text: str | None
     dtype: torch.dtype
+    compute_dtype: torch.dtype
     force: bool
 
-    def read(self, dense: PreTrainedModel, recipe: Recipe) -> tuple[Batches, Batches | None]:
-        tokenizer = self.tokenizer if self.reads else None
-        return calibration_batches(dense, tokenizer, recipe, self.documents, labels=self.labels, name=self.text)
+    def load(self) -> PreTrainedModel:
+        return load_model(self.source, dtype=self.compute_dtype)
+
+    def read(self, dense: PreTrainedModel, recipe: Recipe, batch_tokens: int) -> tuple[Batches, Batches | None]:
+        return calibration_batches(
+            dense,
+            self.tokenizer if self.reads else None,
+            recipe,
+            self.documents,
+            labels=self.labels,
+            name=self.text,
+            batch_tokens=batch_tokens,
+        )
 
     def save(self, pruned: PreTrainedModel, report: Report, out: Path) -> None:
+        pruned.to(CPU)
         save(pruned, report, out, source=self.source, tokenizer=self.tokenizer, dtype=self.dtype, force=self.force)
 
 
@@ -377,7 +422,8 @@ def _files(
     text: str | Path | None,
     dtype: str | None,
     force: bool,
-    access: dict[str, bool],
+    access: dict[str, Any],
+    compute_dtype: str,
     *,
     seen: bool = False,
 ) -> _Files:
@@ -392,7 +438,7 @@ def _files(
         if len(folders) == 1 or folder.parent.is_dir():
             check_target(folder, force=force)
     source = find_model(model, **access)
-    written = DTYPES[dtype] if dtype else stored_dtype(source)
+    written = dtype_named(dtype, "dtype") if dtype else stored_dtype(source)
     need = 0
     for size in sizes:
         shapes = skeleton(source)
@@ -407,6 +453,7 @@ def _files(
         reads=reads,
         text=Path(text).name if text else None,
         dtype=written,
+        compute_dtype=dtype_named(compute_dtype, "compute dtype"),
         force=force,
     )
 
@@ -442,8 +489,9 @@ def calibration_batches(
     *,
     labels: Sequence[int] | None = None,
     name: str | None = None,
+    batch_tokens: int | None = None,
 ) -> tuple[Batches, Batches | None]:
-    """The batches that criteria read, and those that the reconstruction reads where they are others.
+    """The batches that criteria read, and those that the reconstruction reads where they are others; beside the model.
 
     Raises:
         DataError: too little text for one window, or for as many tokens as the refit solves for channels.
@@ -455,12 +503,15 @@ def calibration_batches(
         found = self_generated(model, tokenizer, **sizes)
     else:
         causal = task_of(model) == "causal"
-        found = sample_batches(documents, tokenizer, model.config, causal=causal, labels=labels, **sizes)
+        at_once = batch_tokens or batch_tokens_on(model.device)
+        found = sample_batches(
+            documents, tokenizer, model.config, causal=causal, labels=labels, batch_tokens=at_once, **sizes
+        )
         found.facts["source"] = name or "text"
     refit = random_tokens(model, tokenizer, **sizes) if recipe.covariance_text == "random-tokens" else None
     if RECONSTRUCTIONS[recipe.reconstruction].solves:
         _check_rank(model, refit or found, recipe)
-    return found, refit
+    return found.to(model.device), refit.to(model.device) if refit is not None else None
 
 
 def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
@@ -485,7 +536,7 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
-    **access: bool,
+    **access: Any,
 ) -> Evaluation:
     """The quality of a model on a text, alone or against its dense parent; see `prunelm.evaluation.evaluate`."""
     read_documents(text)
@@ -513,7 +564,7 @@ def compare(
     max_tokens: int | None = None,
     speed: bool = True,
     progress: Progress = silent,
-    **access: bool,
+    **access: Any,
 ) -> list[dict[str, Any]]:
     """One row per model, the first being the dense one that the others are compared with.
 

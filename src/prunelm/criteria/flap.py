@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ..placement import exact
 from ..sites import Site, weight_of
 from . import Statistics, criterion
 
@@ -20,5 +21,5 @@ def flap(site: Site, statistics: Statistics) -> Float[Tensor, " unit"]:
     assert statistics.consumer is not None
     moments = statistics.consumer
     variance = (moments.energy - moments.mean.square()).clamp_min(0)
-    columns = weight_of(site.consumer.layer).double().square().sum(0)
+    columns = exact(weight_of(site.consumer.layer)).square().sum(0)
     return (columns * variance)[site.consumer.index].sum(1)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import RecipeError
+from ..placement import exact
 from ..sites import Site
 from . import Statistics, criterion
 
@@ -61,8 +62,9 @@ def fused(
         assert statistics.gates is not None
         each_coarse, whole = statistics.gates.abs(), statistics.gates.mean(0).abs()
     else:
-        each_coarse = sum((signed.double().abs().sum(-1) for signed in seen.signed.values()), torch.zeros(()))
-        whole = sum((signed.double().mean(0).abs().sum(-1) for signed in seen.signed.values()), torch.zeros(()))
+        signed = [exact(each) for each in seen.signed.values()]
+        each_coarse = torch.stack([each.abs().sum(-1) for each in signed]).sum(0)
+        whole = torch.stack([each.mean(0).abs().sum(-1) for each in signed]).sum(0)
     k, f = _over_mean(whole), _over_mean(each_fine.mean(0))
     share = torch.full_like(k, alpha)
     if fusion == "searched":

@@ -39,7 +39,7 @@ def head_similarity(
     Source: arXiv 2407.19126, Eq. 1 and Algorithm 2.
     Differs: `repaired` in everything said above; per-group form for grouped-query attention (not in the paper).
     """
-    importance = second_moment(site, statistics, form=form)
+    importance = second_moment(site, statistics, form=form).cpu()
     assert statistics.similarity is not None
     heads_of = _heads(site, len(statistics.similarity))
     score = torch.empty(site.n_units, dtype=torch.float64)

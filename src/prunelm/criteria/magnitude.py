@@ -4,15 +4,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..placement import exact, statistics_device
 from ..sites import Site, weight_of
 from . import Statistics, criterion
 
 
 def _powers(site: Site, power: int) -> Float[Tensor, " unit"]:
     """Sum of |w|^power over all the weights that go with each unit."""
-    total = torch.zeros(site.n_units, dtype=torch.float64)
+    total = torch.zeros(
+        site.n_units, dtype=torch.float64, device=statistics_device(weight_of(site.consumer.layer).device)
+    )
     for slot in (*site.producers, site.consumer):
-        weight = weight_of(slot.layer).double().abs().pow(power)
+        weight = exact(weight_of(slot.layer)).abs().pow(power)
         per_position = weight.sum(1 if slot.axis == "out" else 0)
         total += per_position[slot.index].sum(1)
     return total

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..elimination import eliminate
 from ..errors import RecipeError
+from ..placement import exact
 from ..sites import Site, bias_of, weight_of
 from ..solver import energy_damping
 from . import Statistics, criterion
@@ -41,7 +42,7 @@ def obs(
     """
     assert statistics.consumer is not None
     moments = statistics.consumer
-    weight = weight_of(site.consumer.layer).double()
+    weight = exact(weight_of(site.consumer.layer))
     if metric == "output":
         assert statistics.fisher is not None
         weight = _root(statistics.fisher, shrink).T @ weight
@@ -56,6 +57,6 @@ def obs(
 def _root(fisher: Float[Tensor, "out out"], shrink: float) -> Float[Tensor, "out out"]:
     """L with L L^T = (1 - shrink) G + shrink x (mean diagonal of G) I."""
     mean = fisher.diagonal().mean().clamp_min(1e-30)
-    shrunk = (1 - shrink) * fisher + max(shrink, 1e-6) * mean * torch.eye(len(fisher)).to(fisher)
+    shrunk = (1 - shrink) * fisher + torch.diag(max(shrink, 1e-6) * mean.expand(len(fisher)))
     root: Tensor = torch.linalg.cholesky(shrunk)
     return root

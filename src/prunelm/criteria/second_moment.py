@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..moments import Moments
+from ..placement import exact
 from ..sites import Site, bias_of, weight_of
 from . import Statistics, criterion
 
@@ -44,7 +45,7 @@ def second_moment(
     (not spelled out there).
     """
     _needs(form=form, gated=gated)
-    columns = weight_of(site.consumer.layer).double().square().sum(0)
+    columns = exact(weight_of(site.consumer.layer)).square().sum(0)
     if form == "exact" or (form == "gaussian" and site.value is not None):
         assert statistics.consumer is not None
         return (columns * statistics.consumer.energy)[site.consumer.index].sum(1)
@@ -65,9 +66,9 @@ def second_moment(
 
 def _energy(layer: torch.nn.Module, rows: Tensor, moments: Moments | None) -> Float[Tensor, "unit width"]:
     """E[(A_j x + b_j)^2] for the rows j of a producer; x has unit covariance and zero mean where moments are None."""
-    a = weight_of(layer).double()[rows]
+    a = exact(weight_of(layer))[rows]
     bias = bias_of(layer)
-    b = torch.zeros(rows.shape, dtype=torch.float64) if bias is None else bias.double()[rows]
+    b = a.new_zeros(rows.shape) if bias is None else exact(bias)[rows]
     if moments is None:
         return a.square().sum(-1) + b.square()
     return ((a @ moments.second_moment) * a).sum(-1) + 2 * b * (a @ moments.mean) + b.square()

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import RecipeError
+from ..placement import exact, statistics_device
 from ..sites import Site, weight_of
 from . import Statistics, criterion
 
@@ -33,11 +34,13 @@ def taylor(site: Site, statistics: Statistics, *, form: str = "first") -> Float[
     """
     _needs(form=form)
     assert statistics.gradients is not None
-    total = torch.zeros(site.n_units, dtype=torch.float64)
+    total = torch.zeros(
+        site.n_units, dtype=torch.float64, device=statistics_device(weight_of(site.consumer.layer).device)
+    )
     for slot in (*site.producers, site.consumer):
         gradient = statistics.gradients[slot.path]
-        weight = weight_of(slot.layer).detach().double()
-        first, second = weight * gradient.mean, weight.square() * gradient.square
+        weight = exact(weight_of(slot.layer).detach())
+        first, second = weight * exact(gradient.mean), weight.square() * exact(gradient.square)
         change = {"first": first.abs(), "second": second, "mixed": (first - second / 2).abs()}.get(form, first)
         along = change.sum(1 if slot.axis == "out" else 0)
         total += along.abs()[slot.index].sum(1)

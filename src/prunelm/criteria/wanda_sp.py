@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ..placement import exact
 from ..sites import Site, weight_of
 from . import Statistics, criterion
 
@@ -15,5 +16,5 @@ def wanda_sp(site: Site, statistics: Statistics) -> Float[Tensor, " unit"]:
     """
     assert statistics.consumer is not None
     norm = statistics.consumer.energy.sqrt()
-    per_channel = weight_of(site.consumer.layer).double().abs().mean(0) * norm
+    per_channel = exact(weight_of(site.consumer.layer)).abs().mean(0) * norm
     return per_channel[site.consumer.index].sum(1)

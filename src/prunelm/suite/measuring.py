@@ -35,7 +35,7 @@ def measure(
     out: str | Path | None = None,
     setting: Setting | None = None,
     progress: Progress = silent,
-    **access: bool,
+    **access: Any,
 ) -> dict[str, Any]:
     """What some parts of the suite found about a model, as in the file `evaluation.json` (docs/format.md).
 

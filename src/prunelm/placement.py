@@ -1,0 +1,102 @@
+"""Where a model computes, and how its numbers are held to be the same twice."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .errors import DeviceError
+
+CPU = torch.device("cpu")
+KINDS = ("cpu", "cuda", "mps")
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device that a name means, checked to be there; without a name a GPU of CUDA where there is one, else the CPU.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:1` or `mps`.
+
+    Raises:
+        DeviceError: no such device here; says which there are.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in KINDS or (index and not index.isdigit()):
+        raise DeviceError(f"no such device: {name!r}. Say {', '.join(devices_here())}.")
+    if kind not in {here.partition(":")[0] for here in devices_here()} or (
+        kind == "cuda" and int(index or 0) >= torch.cuda.device_count()
+    ):
+        raise DeviceError(f"device {name!r} is not here: there is {', '.join(devices_here())}")
+    return torch.device(name)
+
+
+def devices_here() -> list[str]:
+    """The devices of this machine, by name."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def device_words(device: torch.device) -> str:
+    """A device in words, as results say it."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def statistics_device(device: torch.device) -> torch.device:
+    """Where sums in float64 are kept for a model on `device`: beside it, but for MPS, which knows no float64."""
+    return CPU if device.type == "mps" else device
+
+
+def placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on a device.
+
+    Raises:
+        DeviceError: it does not fit; says how much it needs and how much is free.
+    """
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        raise DeviceError(
+            f"{device}: the weights need {needed:,} bytes, and {memory_words(device)}. Use --compute-dtype bfloat16, "
+            "another --device, or --stream."
+        ) from error
+
+
+def memory_words(device: torch.device) -> str:
+    """How much of a device's memory is free, in words."""
+    if device.type != "cuda":
+        return "memory ran out"
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{free:,} of {total:,} are free"
+
+
+def exact(t: Tensor) -> Tensor:
+    """A tensor in float64, where statistics are kept."""
+    return t.to(statistics_device(t.device), torch.float64)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """While open, only algorithms that give the same bits every time run, if `wanted`; slower on GPUs.
+
+    On the CPU the same thread count gives the same bits anyway.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
