@@ -12,9 +12,14 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
+<<<<<<< HEAD
     {"registry", "policy", "locking"},
     {"writing"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
+=======
+    {"registry", "policy", "results", "placement"},
+    {"sites", "moments", "solver", "elimination", "exchange"},
+>>>>>>> 5a6e8fa (Device options in the documentation; places of the new files)
     {"stream", "plan", "architectures", "stock", "hidden"},
     {
         "similarity",
@@ -29,6 +34,7 @@ LAYERS = [
         "per_block",
         "scoring",
     },
+    {"memory"},
     {"losses", "probable"},
     {"gradients", "encoders"},
     {"fisher", "importance", "hidden_scores"},
