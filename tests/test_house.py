@@ -12,14 +12,9 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
-<<<<<<< HEAD
-    {"registry", "policy", "locking"},
+    {"registry", "policy", "locking", "placement"},
     {"writing"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
-=======
-    {"registry", "policy", "results", "placement"},
-    {"sites", "moments", "solver", "elimination", "exchange"},
->>>>>>> 5a6e8fa (Device options in the documentation; places of the new files)
     {"stream", "plan", "architectures", "stock", "hidden"},
     {
         "similarity",
