@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .pruning import prune_ as prune_
     from .recipe import Recipe as Recipe
     from .report import write_report as write_report
+    from .resuming import resume as resume
     from .sites import find_sites as find_sites
     from .sites import narrow_ as narrow_
     from .suite.measuring import measure as measure
@@ -48,6 +49,7 @@ _HOME = {
     "prune_": "pruning",
     "prune_sizes": "workflow",
     "repair": "workflow",
+    "resume": "resuming",
     "read_documents": "data",
     "sample_batches": "data",
     "save": "checkpoint",

@@ -31,6 +31,7 @@ from .search import Found, pick
 from .sensitivity import Divergence, rehearsed
 from .stream import BlockStream
 from .survey import Survey, repair_of, survey
+from .workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ def look(
     *,
     derivatives: Derivatives,
     journal: Journal | None = None,
+    bench: Workbench,
     progress: Progress,
 ) -> Outlook:
     """Scores, curves and prices of the dense model, and a search at the job's budget where the recipe asks for one.
@@ -79,7 +81,8 @@ def look(
         recipe: the whole of it.
         job: sites and budget.
         derivatives: of the dense model, where criteria or the allocator read them.
-        journal: of the search.
+        journal: of the search; on the bench by default.
+        bench: where blocks and rounds are kept, and read from when they were seen before.
         progress: told about blocks and rounds.
 
     Raises:
@@ -87,9 +90,9 @@ def look(
         CalibrationError: statistics are not finite; names the block.
         DataError: the output is judged, and no sequence is held out.
     """
-    needs = ALLOCATORS[recipe.allocator].needs
+    needs, journal = ALLOCATORS[recipe.allocator].needs, journal or bench.journal("search")
     if recipe.policy is not None:
-        return _by_policy(stream, read, recipe, job, recipe.policy, derivatives, journal, progress)
+        return _by_policy(stream, read, recipe, job, recipe.policy, derivatives, journal, bench, progress)
     divergence = Divergence(stream, read.priced(recipe)) if recipe.judges_plans else None
     searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
@@ -101,6 +104,7 @@ def look(
         divergence=divergence if needs == "damage" else None,
         keep=searches,
         derivatives=derivatives,
+        bench=bench,
         progress=progress,
     )
     if divergence is None or not searches:
@@ -121,7 +125,8 @@ def _by_policy(
     job: Job,
     policy: Policy,
     derivatives: Derivatives,
-    journal: Journal | None,
+    journal: Journal,
+    bench: Workbench,
     progress: Progress,
 ) -> Outlook:
     """Scores of units whose order a policy search found, from a start by the recipe's criteria."""
@@ -148,6 +153,7 @@ def _by_policy(
             divergence=None,
             keep=False,
             derivatives=derivatives,
+            bench=bench,
             progress=progress,
         ).scores
     found = search(model, job, metric, policy, loss, held, seed=recipe.seed, journal=journal, progress=progress)
@@ -159,7 +165,7 @@ def _searched(
     divergence: Divergence,
     recipe: Recipe,
     job: Job,
-    journal: Journal | None,
+    journal: Journal,
     progress: Progress,
 ) -> Found:
     """The best plan that a search finds: of those with equal widths, or by descent from the allocator's own."""
@@ -175,7 +181,14 @@ def _searched(
         if ALLOCATORS[recipe.allocator].even:
             plans = list(uniform_plans(job.sites, job.budget))
             plans.sort(key=lambda plan: summed(job.sites, job.budget, measured, plan[0]))
-            return pick(plans, judge, target=job.budget.target, candidates=recipe.candidates, progress=progress)
+            return pick(
+                plans,
+                judge,
+                target=job.budget.target,
+                candidates=recipe.candidates,
+                journal=journal,
+                progress=progress,
+            )
         return descend(
             job.sites,
             job.budget,
@@ -217,11 +230,13 @@ def look_at(
     job: Job,
     progress: Progress,
     journal: Journal | None = None,
+    bench: Workbench | None = None,
 ) -> Outlook:
     """The outlook of a model that is dense and stays so."""
+    bench = bench or Workbench()
     read = reading(calibration, None, recipe, job.sites)
     derivatives = derivatives_of(model, read, job.sites, recipe)
-    recipe, notes = with_fusion(model, read, recipe, job, derivatives, progress)
+    recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
     stream = BlockStream(model, read.batches)
-    found = look(stream, read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)
+    found = look(stream, read, recipe, job, derivatives=derivatives, journal=journal, bench=bench, progress=progress)
     return replace(found, notes=[*notes, *found.notes])

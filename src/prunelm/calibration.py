@@ -125,6 +125,14 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
     )
 
 
+def calibration_digest(path: str | Path) -> str:
+    """The sha256 of the numbers and facts of a saved calibration."""
+    digest = hashlib.sha256()
+    for name in (FACTS, NUMBERS):
+        digest.update((Path(path) / name).read_bytes())
+    return digest.hexdigest()
+
+
 def _same_model(folder: Path, made: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if made["family"] != now["family"]:
         raise CalibrationError(f"{folder}: made from a {made['family']} model, but this one is {now['family']}")

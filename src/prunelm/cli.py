@@ -41,6 +41,9 @@ ComputeDtype = Annotated[str, typer.Option(help="Of the model while it is pruned
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only algorithms that give the same bits every time, on GPUs too.")
 ]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="OUT", help="Finish the interrupted run into OUT; say nothing else.")
+]
 Text = Annotated[Path | None, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")]
 
 
@@ -102,14 +105,15 @@ def inspect(
 
 @app.command()
 def prune(
-    model: Model,
-    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    model: Annotated[str | None, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")] = None,
+    out_folder: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder to write.")] = None,
     sparsity: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Share of the prunable parameters to remove, in (0, 1); several, as in 0.1,0.2, make a family."
         ),
-    ],
+    ] = None,
+    resume: Resume = None,
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
     text: Text = None,
     calibrated: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
@@ -158,6 +162,10 @@ def prune(
     from .workflow import prune as run
     from .workflow import prune_sizes as run_sizes
 
+    if resume is not None:
+        _resume(resume, "prune", model, as_json)
+        return
+    model, out_folder, sparsity = _given(MODEL=model, OUT=out_folder, **{"--sparsity": sparsity})
     shares = _numbers(sparsity)
     chosen = Recipe.load(
         recipe,
@@ -242,10 +250,35 @@ def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
         _print_json(found if len(found) > 1 else found[0])
 
 
+def _given(**values: Any) -> list[Any]:
+    """The values of arguments that are needed unless work is resumed."""
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        raise typer.BadParameter(f"missing {', '.join(missing)} (or --resume OUT alone)")
+    return list(values.values())
+
+
+def _resume(folder: Path, command: str, model: str | None, as_json: bool = False) -> None:
+    """Go on with interrupted work, about which nothing else may be said."""
+    from .resuming import resume as run
+
+    named = {word.split("=")[0] for word in sys.argv if word.startswith("-")}
+    others = sorted(named - {"--resume", "--json", "--debug"}) + ([model] if model is not None else [])
+    if others:
+        raise typer.BadParameter(f"--resume takes all from the interrupted run: leave out {', '.join(others)}")
+    with _quiet(), _progress() as progress:
+        reports = run(folder, command=command, progress=progress)
+    if reports:
+        _show_reports(reports, as_json)
+    else:
+        out.print(f"{folder}: finished")
+
+
 @app.command()
 def calibrate(
-    model: Model,
-    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    model: Annotated[str | None, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")] = None,
+    out_folder: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder to write.")] = None,
+    resume: Resume = None,
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "best",
     sparsity: Annotated[float, typer.Option(help="Size at which budgets are searched.")] = 0.3,
     text: Text = None,
@@ -265,6 +298,10 @@ def calibrate(
     from .recipe import Recipe
     from .workflow import calibrate as run
 
+    if resume is not None:
+        _resume(resume, "calibrate", model)
+        return
+    model, out_folder = _given(MODEL=model, OUT=out_folder)
     chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=length, multiple_of=multiple_of, seed=seed)
     err.print(f"recipe: {json.dumps(chosen.to_dict())}")
     with _quiet(), _progress() as progress, _deterministic(deterministic):
@@ -769,11 +806,12 @@ def main() -> None:
     except PruneLMError as error:
         if "--debug" in sys.argv:
             raise
-        _fail(str(error), 1)
+        _fail(" ".join([str(error), *getattr(error, "__notes__", [])]), 1)
     except _Interrupted as stop:
         name = signal.Signals(stop.args[0]).name
         how = "interrupted" if name == "SIGINT" else f"ended by {name}"
-        _fail(f"{how}; nothing was left half-written", 128 + stop.args[0])
+        kept = " ".join(getattr(stop, "__notes__", []))
+        _fail(f"{how}; {kept or 'nothing was left half-written'}", 128 + stop.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

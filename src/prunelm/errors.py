@@ -47,3 +47,7 @@ class DeviceError(PruneLMError, RuntimeError):
 
 class EvaluationError(PruneLMError, ArithmeticError):
     """A loss is not finite, or two models cannot be compared."""
+
+
+class ResumeError(PruneLMError, ValueError):
+    """Unfinished work cannot be gone on with: there is none, or it is of other inputs, another recipe or version."""

@@ -12,6 +12,7 @@ from .journal import Journal
 from .progress import Progress, named, silent
 from .pruning import Report, prune_
 from .recipe import Recipe
+from .workbench import Workbench
 
 
 def prune_family(
@@ -22,6 +23,7 @@ def prune_family(
     *,
     refit: Batches | None = None,
     journal: Journal | None = None,
+    bench: Workbench | None = None,
     progress: Progress = silent,
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """(model, report) of every size, the largest model first; the units of each are a subset of those before it.
@@ -37,6 +39,7 @@ def prune_family(
         sparsities: shares to remove.
         refit: see `prune_`.
         journal: see `prune_`.
+        bench: see `prune_`.
         progress: told about every block of every size.
 
     Raises:
@@ -48,7 +51,8 @@ def prune_family(
     for size in sizes:
         plan_counts(model, size)
     middle = sizes[len(sizes) // 2]
-    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal)
+    bench = bench or Workbench()
+    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal, bench)
     del model
     floor: dict[str, int] = {}
     for size in sizes:
@@ -60,6 +64,7 @@ def prune_family(
             refit=refit,
             outlook=outlook,
             floor=floor,
+            bench=bench.part(f"{size.sparsity:g}"),
             progress=named(progress, f"{size.sparsity:g}"),
         )
         floor = {key: site["units"] - site["kept"] for key, site in report.sites.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from .progress import Progress, silent
 from .reading import Reading
 from .recipe import Recipe, Scoring
 from .survey import score
+from .workbench import Workbench
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -29,12 +31,13 @@ def with_fusion(
     recipe: Recipe,
     job: Job,
     derivatives: Derivatives,
+    bench: Workbench,
     progress: Progress = silent,
 ) -> tuple[Recipe, list[str]]:
     """The recipe with `fixed` weights in place of `searched`, and a note of what was tried.
 
     Coordinate descent from 1/2: each kind of site in turn takes the weight of the grid whose plan has the least loss,
-    on held-out sequences where there are any. Forward passes only.
+    on held-out sequences where there are any. Forward passes only; losses that are on the bench are not measured again.
 
     Raises:
         RecipeError: the allocator needs more than scores.
@@ -45,6 +48,7 @@ def with_fusion(
     if ALLOCATORS[recipe.allocator].needs not in (None, "scores") or recipe.policy is not None:
         raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
     judge = objective(recipe.loss, model, read.judging if read.held else read.fitted, unlabeled="kl", seed=recipe.seed)
+    journal = bench.journal("fusion")
     present = [name for name in kinds if any(site.name == name for site in job.sites)]
     alphas, tried = dict.fromkeys(kinds, 0.5), dict[tuple[float, ...], float]()
     with masking(model, job.sites) as mask:
@@ -54,7 +58,8 @@ def with_fusion(
                 now = {**alphas, name: alpha}
                 key = tuple(now.values())
                 if key not in tried:
-                    tried[key] = _loss_of(model, mask, job, _fixed(recipe, now), derivatives, judge)
+                    measure = partial(_loss_of, model, mask, job, _fixed(recipe, now), derivatives, judge)
+                    tried[key] = journal.entry(lambda measure=measure: {"loss": measure()})["loss"]  # type: ignore[misc]
             alphas[name] = min(GRID, key=lambda a, name=name: (tried[tuple({**alphas, name: a}.values())], a))  # type: ignore[misc]
     progress("searching", 1, 1)
     first, best = tried[tuple(dict.fromkeys(kinds, 0.5).values())], tried[tuple(alphas.values())]

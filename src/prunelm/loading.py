@@ -64,6 +64,7 @@ class Source:
     folder: Path
     gguf: str | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
     device: torch.device = CPU
 
     def config(self) -> dict[str, Any]:
@@ -129,7 +130,13 @@ def find_model(
         check_gguf(path)
         return Source(name=str(name), folder=path.parent, gguf=path.name, device=place)
     folder = path if path.is_dir() else _from_hub(str(name), allow_pickle)
-    source = Source(name=str(name), folder=folder, trust_remote_code=trust_remote_code, device=place)
+    source = Source(
+        name=str(name),
+        folder=folder,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        device=place,
+    )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: not a model folder, it has no config.json")
     if not isinstance(source.config().get("model_type"), str):

@@ -35,6 +35,7 @@ from .reconstructions import RECONSTRUCTIONS
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
 from .stream import BlockStream, release_memory
 from .survey import curve_of, score, similarity_of
+from .workbench import Step, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ def prune_(
     outlook: Outlook | None = None,
     floor: Mapping[str, int] | None = None,
     journal: Journal | None = None,
+    bench: Workbench | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Remove `recipe.sparsity` of the model's prunable parameters, in place, without training.
@@ -97,7 +99,8 @@ def prune_(
         outlook: what was seen of the dense model before; its scores then choose the units, so that the sizes of a
             family are nested.
         floor: units that each site must lose at least.
-        journal: of the search for widths, where the recipe makes one.
+        journal: of the search for widths, where the recipe makes one; kept on the bench by default.
+        bench: where finished steps are kept, and read from when they were made before.
         progress: told about every block.
 
     Raises:
@@ -107,6 +110,7 @@ def prune_(
     """
     start = time.perf_counter()
     before = sum(p.numel() for p in model.parameters())
+    bench = bench or Workbench()
     hidden: dict[str, Any] = {}
     if recipe.hidden:
         if outlook is not None or floor is not None:
@@ -122,12 +126,14 @@ def prune_(
     derivatives = Derivatives()
     if outlook is None:
         derivatives = derivatives_of(model, read, job.sites, recipe)
-        recipe, notes = with_fusion(model, read, recipe, job, derivatives, progress)
+        recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
     stream = BlockStream(model, read.batches)
     seen = outlook
     if seen is None and (job.counts is None or recipe.policy is not None):
-        seen = look(stream.fork(), read, recipe, job, derivatives=derivatives, journal=journal, progress=progress)
+        seen = look(
+            stream.fork(), read, recipe, job, derivatives=derivatives, journal=journal, bench=bench, progress=progress
+        )
     if seen is not None and recipe.drops_blocks:
         return _without_blocks(model, job, seen, recipe, calibration, before, start)
     if seen is not None:
@@ -138,7 +144,7 @@ def prune_(
     if seen is not None:
         work.report.update(seen.report())
         work.seen = seen
-    _carry_out_(work, progress)
+    _carry_out_(work, bench, progress)
     if not recipe.per_block:
         share_config_(model, job)
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
@@ -152,6 +158,7 @@ def repair_(
     kept: Mapping[str, Tensor],
     *,
     notes: Sequence[str] = (),
+    bench: Workbench | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Remove from a dense model, in place, exactly what another pruning of it removed, and repair what stays.
@@ -162,6 +169,7 @@ def repair_(
         recipe: its reconstruction, held-out share, unit and widths count; its criteria do not.
         kept: the units that stay, by site key; sites that are not named stay whole.
         notes: what a user must know, for the report.
+        bench: see `prune_`.
         progress: told about every block.
 
     Raises:
@@ -183,20 +191,26 @@ def repair_(
         scores[site.key][kept[site.key]] = 1.0
     read = reading(calibration, None, recipe, sites)
     work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, derivatives=Derivatives())
-    _carry_out_(work, progress)
+    _carry_out_(work, bench or Workbench(), progress)
     if not recipe.per_block:
         share_config_(model, job)
     return _reported(work, calibration, None, before, start, model)
 
 
-def _carry_out_(work: "_Work", progress: Progress) -> None:
-    """Prune block by block, and check the plan that results."""
+def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
+    """Prune block by block, as an earlier run did where it got so far, and check the plan that results."""
     job = work.job
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(last + 1):
         progress("pruning", i, last + 1)
-        work.block_(i, groups.get(i, []), advance=i < last and work.looks)
+        sites, advance = groups.get(i, []), i < last and work.looks
+        step = bench.get(f"block-{i}")
+        if step is not None:
+            work.repeat_(i, sites, step, advance=advance)
+        else:
+            work.block_(i, sites, advance=advance)
+            bench.put(f"block-{i}", work.step(i, sites))
     progress("pruning", last + 1, last + 1)
     Plan(work.kept).check(job.sites, job.budget, job.step)
 
@@ -285,6 +299,8 @@ class _Work:
         self.alike: dict[str, list[float]] = {}
         self.owed = 0
         self.drifted = False
+        self.narrowed: list[str] = []
+        self.solved: set[str] = set()
         chosen = RECONSTRUCTIONS[recipe.reconstruction]
         self.refit = chosen if chosen.stage == "refit" else None
         self.read = read
@@ -315,6 +331,48 @@ class _Work:
             self.drifted = True
         if advance:
             self._advance(i, original, passed)
+
+    def step(self, i: int, sites: Sequence[Site]) -> Step:
+        """All that pruning block `i` decided, and the weights that were solved in it."""
+        keys = [site.key for site in sites]
+        facts = {
+            "report": {key: self.report[key] for key in keys if key in self.report},
+            "alike": {key: self.alike[key] for key in keys if key in self.alike},
+            "narrowed": [key for key in keys if key in self.narrowed],
+            "owed": self.owed,
+            "drifted": self.drifted,
+        }
+        tensors = {f"kept/{key}": self.kept[key] for key in keys}
+        tensors |= {f"found/{key}": self.found[key] for key in keys if key in self.found}
+        for site in sites:
+            for path in (*site.spec.producers, site.spec.consumer[0]):
+                if f"{i}.{path}" in self.solved:
+                    parts = site.root.get_submodule(path).named_parameters()
+                    tensors |= {f"solved/{path}.{name}": value for name, value in parts}
+        return Step(facts=facts, tensors=tensors)
+
+    def repeat_(self, i: int, sites: Sequence[Site], step: Step, *, advance: bool) -> None:
+        """Do to block `i` what an earlier run did, and carry the streams through it."""
+        one_shot = self.recipe.order == "one-shot"
+        if one_shot and advance:
+            self.stream.advance(i)
+        original = copy.deepcopy(self.stream.blocks[i]) if self.dense is not None and sites else None
+        facts, tensors = step.facts, step.tensors
+        for site in sites:
+            self.kept[site.key] = tensors[f"kept/{site.key}"]
+            if site.key in facts["narrowed"]:
+                narrow_(site, self.kept[site.key])
+        for name, value in tensors.items():
+            kind, _, path = name.partition("/")
+            if kind == "found":
+                self.found[path] = value
+            elif kind == "solved":
+                self.stream.blocks[i].get_parameter(path).copy_(value)
+        self.report |= facts["report"]
+        self.alike |= facts["alike"]
+        self.owed, self.drifted = facts["owed"], facts["drifted"]
+        if advance and not one_shot:
+            self._advance(i, original, passed=False)
 
     def _untouched(self, site: Site) -> bool:
         """Whether the plan takes nothing from the site, so that it need not be scored."""
@@ -377,8 +435,10 @@ class _Work:
             kept, solved, said = self.repair(site, seen, kept, original=before, fixed=site.key in self.scores)
             entry |= said
         narrow_(site, kept)
+        self.narrowed.append(site.key)
         if solved is not None:
             set_weight_(site.consumer.layer, solved.weight, solved.bias)
+            self.solved.add(f"{site.block}.{site.spec.consumer[0]}")
         self.kept[site.key] = kept
 
     def _similarity(self, site: Site) -> Tensor | None:
@@ -422,6 +482,7 @@ class _Work:
                 weight, bias = weight_of(layer), bias_of(layer)
                 all_ = torch.arange(weight.shape[1])
                 set_weight_(layer, *self.refit(weight, bias, step1.mapped(weight, bias), all_, ridge=ridge))
+                self.solved.add(f"{i}.{path}")
         release_memory()
         layer, through = block.get_submodule(exit_), original.get_submodule(exit_)
         step2 = observe_pair(*pair, exit_, self.read.refit, original=original, through=through, advance=advance)
@@ -431,6 +492,7 @@ class _Work:
         before = step2.residual(weight, bias)
         refitted = self.refit(weight, bias, step2, torch.arange(weight.shape[1]), ridge=ridge)
         set_weight_(layer, *refitted)
+        self.solved.add(f"{i}.{exit_}")
         self.report.setdefault(site.key, {})
         self.report[site.key] |= {"drift_error": before, "refit_error": step2.residual(*refitted)}
         return step1.x, step2.x

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from .journal import Journal
 from .plan import Counts
 from .progress import Progress, silent
 
@@ -31,13 +32,16 @@ def pick(
     *,
     target: int,
     candidates: int,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Found:
     """The plan with the least measured divergence among the first `candidates` of some, which come best guess first."""
+    journal = journal or Journal()
     measured = []
     for n, (counts, _) in enumerate(plans[:candidates]):
         progress("searching", n, min(candidates, len(plans)))
-        measured.append((judge(counts), n))
+        entry = journal.entry(lambda counts=counts: {"divergence": judge(counts)})  # type: ignore[misc]
+        measured.append((entry["divergence"], n))
     progress("searching", len(measured), len(measured))
     least, n = min(measured)
     counts, step = plans[n]

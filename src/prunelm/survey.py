@@ -13,7 +13,7 @@ from .errors import CalibrationError
 from .job import Job
 from .moments import Moments
 from .observation import Observed, observe
-from .placement import exact
+from .placement import exact, statistics_device
 from .plan import Budget
 from .progress import Progress
 from .recipe import Recipe
@@ -22,6 +22,7 @@ from .sensitivity import Divergence, Point, damage_of, levels_of, repaired_in_pl
 from .similarity import head_similarity
 from .sites import Site, bias_of, by_block, weight_of
 from .stream import BlockStream
+from .workbench import Step, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,23 @@ class Survey:
     prices: dict[str, list[Point]] = field(default_factory=dict)
     curvatures: dict[str, float] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
+
+    def step(self, keys: Sequence[str]) -> Step:
+        """What was found of some sites, without their moments, which are cheaper to measure again than to keep."""
+        facts = {
+            "prices": {key: self.prices[key] for key in keys if key in self.prices},
+            "curvatures": {key: self.curvatures[key] for key in keys if key in self.curvatures},
+        }
+        tensors = {f"scores/{key}": self.scores[key] for key in keys}
+        return Step(facts=facts, tensors=tensors | {f"curves/{key}": self.curves[key] for key in keys})
+
+    def recall(self, step: Step, device: torch.device) -> None:
+        """Add what an earlier run found, on a device."""
+        for name, value in step.tensors.items():
+            kind, _, key = name.partition("/")
+            (self.scores if kind == "scores" else self.curves)[key] = value.to(device)
+        self.prices.update({key: [(int(o), float(kl)) for o, kl in of] for key, of in step.facts["prices"].items()})
+        self.curvatures.update(step.facts["curvatures"])
 
     def measured(self, needs: str, sites: Sequence[Site], budget: Budget) -> dict[str, Float[Tensor, " number"]]:
         """What an allocator asked for: `scores`, or at the budget's options `curves`, `damage` or `curvature`."""
@@ -62,6 +80,7 @@ def survey(
     divergence: Divergence | None,
     keep: bool,
     derivatives: Derivatives,
+    bench: Workbench,
     progress: Progress,
 ) -> Survey:
     """Scores and error curves of every site on the dense model, and with `divergence` what errors cost at its output.
@@ -75,6 +94,7 @@ def survey(
         divergence: measures prices, where the allocator reads them.
         keep: keep the moments, for a search.
         derivatives: of the dense model.
+        bench: where what was found of a block is kept, and read from when it was found before.
         progress: told about every block.
 
     Raises:
@@ -85,11 +105,19 @@ def survey(
     last = max(groups)
     for i in range(last + 1):
         progress("surveying", i, last + 1)
-        sites = groups.get(i, [])
-        entering = [stream.hidden[b] for b in divergence.batches] if divergence is not None else []
-        similar = {site.key: similarity_of(stream, fit, site, recipe, needs[site.name]) for site in sites}
+        sites, step = groups.get(i, []), bench.get(f"survey-{i}")
         measured = {"consumer": fit, "held": (), "producer": fit}
         wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
+        if step is not None:
+            found.recall(step, statistics_device(stream.model.device))
+            if keep:
+                seen = observe(stream, i, sites, wanted, measured, advance=i < last)
+                found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
+            elif i < last:
+                stream.advance(i)
+            continue
+        entering = [stream.hidden[b] for b in divergence.batches] if divergence is not None else []
+        similar = {site.key: similarity_of(stream, fit, site, recipe, needs[site.name]) for site in sites}
         seen = observe(stream, i, sites, wanted, measured, advance=i < last)
         for site in sites:
             scores = score(site, seen[site.key], similar[site.key], derivatives, recipe)
@@ -104,6 +132,7 @@ def survey(
                 found.curvatures[site.key] = _curvature(site, derivatives.fisher[site.key], moments)
             if divergence is not None:
                 found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
+        bench.put(f"survey-{i}", found.step([site.key for site in sites]))
     progress("surveying", last + 1, last + 1)
     return found
 

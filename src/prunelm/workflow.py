@@ -1,6 +1,6 @@
 """What the commands do, as functions: inspect, prune, evaluate, compare."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import Outlook, look_at
-from .calibration import fingerprint, load_calibration, save_calibration
+from .calibration import calibration_digest, fingerprint, load_calibration, save_calibration
 from .checkpoint import save
 from .data import Batches, read_documents, read_labeled, sample_batches
 from .errors import BudgetError, CheckpointError, DataError, RecipeError
@@ -33,6 +33,7 @@ from .sites import Site, find_sites, weight_of
 from .speed import prefill_speed
 from .stock import stock_config
 from .tasks import task_of
+from .workbench import Step, Workbench, workbench
 from .writing import check_target, writes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -160,19 +161,25 @@ def prune(
     files = _files(model, [chosen], [Path(out)], text, dtype, force, access, compute_dtype, seen=calibrated is not None)
     outlook = load_calibration(calibrated, source=files.source, recipe=chosen) if calibrated is not None else None
 
-    def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
-        progress("loading", 0, 1)
-        dense = files.load()
-        progress("loading", 1, 1)
-        batches, refit = files.read(dense, chosen, batch_tokens)
-        kept = _journal(journal, files.source, [chosen], batches)
-        return dense, prune_(dense, batches, chosen, refit=refit, outlook=outlook, journal=kept, progress=progress)
+    with workbench(out, files.task([chosen], journal, calibrated), command="prune", force=force) as bench:
 
-    (small, report), notes = within_memory(pruned, files.source.device, chosen.length, progress)
-    report.notes.extend(notes)
-    progress("saving", 0, 1)
-    files.save(small, report, Path(out))
-    progress("saving", 1, 1)
+        def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
+            progress("loading", 0, 1)
+            dense = files.load()
+            progress("loading", 1, 1)
+            part = bench.part(f"batches-of-{batch_tokens}")
+            batches, refit = files.read(dense, chosen, batch_tokens, part)
+            part.check(files.inputs(batches, refit, calibrated))
+            kept = _journal(journal, files.source, [chosen], batches)
+            return dense, prune_(
+                dense, batches, chosen, refit=refit, outlook=outlook, journal=kept, bench=part, progress=progress
+            )
+
+        (small, report), notes = within_memory(pruned, files.source.device, chosen.length, progress)
+        report.notes.extend(notes)
+        progress("saving", 0, 1)
+        files.save(small, report, Path(out))
+        progress("saving", 1, 1)
     return report
 
 
@@ -209,21 +216,24 @@ def prune_sizes(
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
     check_target(out, force=True)
     files = _files(model, sizes, folders, text, dtype, force, access, compute_dtype)
-    calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device))
     reports = {}
-    Path(out).mkdir(exist_ok=True)
-    family = prune_family(
-        files.load,
-        calibration,
-        chosen,
-        [size.sparsity for size in sizes],
-        refit=refit,
-        journal=_journal(journal, files.source, sizes, calibration),
-        progress=progress,
-    )
-    for folder, (pruned, report) in zip(folders, family, strict=True):
-        files.save(pruned, report, folder)
-        reports[folder] = report
+    with workbench(out, files.task(sizes, journal), command="prune", force=force) as bench:
+        calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device), bench)
+        bench.check(files.inputs(calibration, refit))
+        Path(out).mkdir(exist_ok=True)
+        family = prune_family(
+            files.load,
+            calibration,
+            chosen,
+            [size.sparsity for size in sizes],
+            refit=refit,
+            journal=_journal(journal, files.source, sizes, calibration),
+            bench=bench,
+            progress=progress,
+        )
+        for folder, (pruned, report) in zip(folders, family, strict=True):
+            files.save(pruned, report, folder)
+            reports[folder] = report
     return reports
 
 
@@ -265,16 +275,18 @@ def calibrate(
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     _check_no_hidden(chosen, "a saved calibration, which serves any size")
     files = _files(model, [chosen], [Path(out)], text, None, force, access, compute_dtype)
+    with workbench(out, files.task([chosen], journal), command="calibrate", force=force) as bench:
 
-    def seen(batch_tokens: int) -> tuple[Outlook, Batches]:
-        dense = files.load()
-        batches, _ = files.read(dense, chosen, batch_tokens)
-        kept = _journal(journal, files.source, [chosen], batches)
-        return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept), batches
+        def seen(batch_tokens: int) -> tuple[Outlook, Batches]:
+            dense, part = files.load(), bench.part(f"batches-of-{batch_tokens}")
+            batches, _ = files.read(dense, chosen, batch_tokens, part)
+            part.check(files.inputs(batches))
+            kept = _journal(journal, files.source, [chosen], batches)
+            return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part), batches
 
-    (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
-    outlook = replace(outlook, notes=[*outlook.notes, *notes])
-    save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
+        (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
+        outlook = replace(outlook, notes=[*outlook.notes, *notes])
+        save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
     return outlook
 
 
@@ -350,10 +362,15 @@ def repair(
     tokenizer = load_tokenizer(source)
     calibration, _ = calibration_batches(model, tokenizer, recipe, documents, name=Path(text).name)
     notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
-    report = repair_(model, calibration, recipe, kept, notes=notes, progress=progress)
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
-    model.to(CPU)
-    save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
+    task = {"dense": _lasting(source.name), "pruned": _lasting(other.name), "recipe": recipe.to_dict()}
+    inputs = {"dense": fingerprint(source), "pruned": fingerprint(other), "calibration": _plain(calibration.facts)}
+    task |= {"dtype": str(written), "device": str(source.device)}
+    with workbench(out, task, command="repair", force=force) as bench:
+        bench.check(inputs)
+        report = repair_(model, calibration, recipe, kept, notes=notes, bench=bench, progress=progress)
+        model.to(CPU)
+        save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
     return report
 
 
@@ -391,7 +408,7 @@ class _Files:
     documents: list[str] | None
     labels: list[int] | None
     reads: bool
-    text: str | None
+    text: Path | None
     dtype: torch.dtype
     compute_dtype: torch.dtype
     force: bool
@@ -399,15 +416,45 @@ class _Files:
     def load(self) -> PreTrainedModel:
         return load_model(self.source, dtype=self.compute_dtype)
 
-    def read(self, dense: PreTrainedModel, recipe: Recipe, batch_tokens: int) -> tuple[Batches, Batches | None]:
+    def task(
+        self, sizes: Sequence[Recipe], journal: str | Path | None, calibrated: str | Path | None = None
+    ) -> dict[str, Any]:
+        """All that was asked, as plain data from which `resume` asks for it again."""
+        return {
+            "model": _lasting(self.source.name),
+            "recipe": sizes[0].to_dict(),
+            "sparsities": [size.sparsity for size in sizes],
+            "text": _lasting(self.text),
+            "calibrated": _lasting(calibrated),
+            "journal": None if journal is None else str(Path(journal).absolute()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.source.device),
+            "compute_dtype": str(self.compute_dtype).removeprefix("torch."),
+            "trust_remote_code": self.source.trust_remote_code,
+            "allow_pickle": self.source.allow_pickle,
+        }
+
+    def inputs(
+        self, calibration: Batches, refit: Batches | None = None, calibrated: str | Path | None = None
+    ) -> dict[str, Any]:
+        """What the work is made of, so that other inputs are noticed when it goes on."""
+        texts = {"calibration": calibration, "refit": refit}
+        facts = {name: _plain(read.facts) for name, read in texts.items() if read is not None}
+        seen = calibration_digest(calibrated) if calibrated is not None else None
+        return {"model": fingerprint(self.source), **facts, "calibrated": seen}
+
+    def read(
+        self, dense: PreTrainedModel, recipe: Recipe, batch_tokens: int, bench: Workbench
+    ) -> tuple[Batches, Batches | None]:
         return calibration_batches(
             dense,
             self.tokenizer if self.reads else None,
             recipe,
             self.documents,
             labels=self.labels,
-            name=self.text,
+            name=self.text.name if self.text is not None else None,
             batch_tokens=batch_tokens,
+            bench=bench,
         )
 
     def save(self, pruned: PreTrainedModel, report: Report, out: Path) -> None:
@@ -451,7 +498,7 @@ def _files(
         documents=documents,
         labels=labels,
         reads=reads,
-        text=Path(text).name if text else None,
+        text=Path(text) if text else None,
         dtype=written,
         compute_dtype=dtype_named(compute_dtype, "compute dtype"),
         force=force,
@@ -466,7 +513,17 @@ def _read_text(text: str | Path, recipe: Recipe) -> tuple[list[str], list[int] |
     return [document for document, _ in rows], [label for _, label in rows]
 
 
-def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], calibration: Batches) -> Journal:
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one calibration from another, without the n-grams, which follow from it."""
+    return {name: value for name, value in facts.items() if name != "ngrams"}
+
+
+def _lasting(place: str | Path | None) -> str | None:
+    """A path that means the same from another folder; hub names stay."""
+    return None if place is None else str(Path(place).resolve()) if Path(place).exists() else str(place)
+
+
+def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], calibration: Batches) -> Journal | None:
     """The journal of a search, which belongs to one model, recipe and text.
 
     Raises:
@@ -474,7 +531,7 @@ def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], c
         RecipeError: the recipe makes no search.
     """
     if path is None:
-        return Journal()
+        return None
     if not sizes[0].rounds and sizes[0].policy is None:
         raise RecipeError(f"recipe {sizes[0].name!r} makes no search that a journal could keep: leave it out")
     facts = {"model": fingerprint(source), "recipes": [r.to_dict() for r in sizes], "calibration": calibration.facts}
@@ -490,8 +547,11 @@ def calibration_batches(
     labels: Sequence[int] | None = None,
     name: str | None = None,
     batch_tokens: int | None = None,
+    bench: Workbench | None = None,
 ) -> tuple[Batches, Batches | None]:
     """The batches that criteria read, and those that the reconstruction reads where they are others; beside the model.
+
+    What the model wrote itself is kept on the bench.
 
     Raises:
         DataError: too little text for one window, or for as many tokens as the refit solves for channels.
@@ -500,7 +560,7 @@ def calibration_batches(
         return Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none needed"}), None
     sizes = {"samples": recipe.samples, "length": recipe.length, "seed": recipe.seed}
     if documents is None:
-        found = self_generated(model, tokenizer, **sizes)
+        found = _kept_text(bench or Workbench(), lambda: self_generated(model, tokenizer, **sizes))
     else:
         causal = task_of(model) == "causal"
         at_once = batch_tokens or batch_tokens_on(model.device)
@@ -512,6 +572,16 @@ def calibration_batches(
     if RECONSTRUCTIONS[recipe.reconstruction].solves:
         _check_rank(model, refit or found, recipe)
     return found.to(model.device), refit.to(model.device) if refit is not None else None
+
+
+def _kept_text(bench: Workbench, make: Callable[[], Batches]) -> Batches:
+    """Token batches that an earlier run made, or else new ones."""
+    step = bench.get("text")
+    if step is None:
+        made = make()
+        bench.put("text", Step(facts=made.facts, tensors={f"{n}": b["input_ids"] for n, b in enumerate(made.batches)}))
+        return made
+    return Batches(batches=[{"input_ids": step.tensors[f"{n}"]} for n in range(len(step.tensors))], facts=step.facts)
 
 
 def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:

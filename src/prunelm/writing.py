@@ -19,8 +19,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def write_whole(target: str | Path, text: str) -> None:
-    """Write a text file in one rename, so that whatever happens leaves the old one or the new one.
+def write_whole(target: str | Path, content: str | bytes) -> None:
+    """Write a file in one rename, so that whatever happens leaves the old one or the new one.
 
     Raises:
         OutputError: it cannot be written; what was there stays.
@@ -29,8 +29,8 @@ def write_whole(target: str | Path, text: str) -> None:
     partial = target.with_name(f".{target.name}.partial")
     with explained(target), locked(target):
         try:
-            with partial.open("w", encoding="utf-8") as opened:
-                opened.write(text)
+            with partial.open("wb") as opened:
+                opened.write(content.encode() if isinstance(content, str) else content)
                 opened.flush()
                 os.fsync(opened.fileno())
             if target.is_file():

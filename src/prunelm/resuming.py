@@ -1,0 +1,48 @@
+"""Go on with work that was interrupted: everything that was asked is read from what it left."""
+
+from pathlib import Path
+from typing import Any
+
+from .errors import ResumeError
+from .progress import Progress, silent
+from .pruning import Report
+from .recipe import Recipe
+from .workbench import forget, unfinished
+from .workflow import calibrate, prune, prune_sizes
+
+
+def resume(out: str | Path, *, command: str = "prune", progress: Progress = silent) -> dict[Path, Report]:
+    """Finish an interrupted `prune`, `prune_sizes` or `calibrate` into `out`, with the bytes of an uninterrupted one.
+
+    Finished blocks are read, and the calibration text runs through them once more; a search goes on from its last
+    round. The number of threads is that of the first run, because sums depend on it.
+
+    Args:
+        out: that was to be written.
+        command: `prune` or `calibrate`.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The report of each folder that was written; nothing where `out` was finished already, and after `calibrate`.
+
+    Raises:
+        ResumeError: there is no unfinished work of this command, or it is of other inputs or another version.
+        PruneLMError: as for the command itself.
+    """
+    head = unfinished(out)
+    if head["command"] != command:
+        raise ResumeError(f"{out} has the unfinished work of prunelm {head['command']}: use --resume of that command.")
+    task = head["task"]
+    sparsities = task.pop("sparsities")
+    if head["stands"] and len(sparsities) == 1:
+        forget(out)
+        return {}
+    task["recipe"] = Recipe.from_dict(task["recipe"])
+    options: dict[str, Any] = {**task, "force": head["force"] or len(sparsities) > 1, "progress": progress}
+    if command == "calibrate":
+        calibrate(out=out, **{name: value for name, value in options.items() if name not in ("calibrated", "dtype")})
+        return {}
+    if len(sparsities) > 1:
+        options.pop("calibrated")
+        return prune_sizes(out=out, sparsities=sparsities, **options)
+    return {Path(out): prune(out=out, **options)}

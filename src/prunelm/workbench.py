@@ -1,0 +1,263 @@
+"""Unfinished work on one output: what was asked, what it is made of, and which steps are done, in a folder beside it.
+
+A long run keeps a folder `.NAME.work` beside its output NAME. Every finished step is one file that appears in one
+rename and whose name carries the checksum of its content, so a kill at any moment leaves whole steps only, and a
+damaged one is made again. The same work started again reads them in place of making them, and the folder goes when the
+output stands.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .errors import CheckpointError, DeviceError, ResumeError
+from .journal import Journal
+from .placement import deterministic
+from .results import versions
+from .writing import explained, write_whole
+
+FORMAT = 1
+HEAD, INPUTS = "task.json", "inputs.json"
+WORTH_KEEPING = 60.0
+"""Seconds of work from which on an interrupt leaves it for later; a kill leaves it always."""
+RESUMABLE = ("prune", "calibrate")
+"""Commands that take --resume; others go on when they are given again."""
+SHOWN = 3
+"""Differences that a refusal names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a finished step found: plain data, and tensors by name."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Workbench:
+    """The finished steps of some work, by name; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> Step | None:
+        """A step that was finished before; None where it was not, or where its file is damaged."""
+        for path in self._files(name):
+            raw = path.read_bytes()
+            if _digest(raw) == path.name.split(".")[1]:
+                tensors = load(raw)
+                facts = json.loads(tensors.pop("facts").numpy().tobytes())
+                return Step(facts=facts, tensors=tensors)
+            path.unlink()
+        return None
+
+    def put(self, name: str, step: Step) -> None:
+        """Keep a finished step.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self.folder is None:
+            return
+        facts = torch.frombuffer(bytearray(json.dumps(step.facts).encode()), dtype=torch.uint8)
+        whole = {key: value.detach().cpu().contiguous() for key, value in step.tensors.items()}
+        raw = save({"facts": facts, **whole})
+        write_whole(self.folder / f"{name}.{_digest(raw)}.safetensors", raw)
+
+    def journal(self, name: str) -> Journal:
+        """A journal of many small steps that come one after the other."""
+        return Journal(self.folder / f"{name}.jsonl" if self.folder is not None else None)
+
+    def part(self, name: str) -> "Workbench":
+        """The steps of one part of the work."""
+        if self.folder is None:
+            return self
+        (self.folder / name).mkdir(exist_ok=True)
+        return Workbench(self.folder / name)
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """Raise unless the work was begun with the same inputs; the first time, note them.
+
+        Raises:
+            ResumeError: says which of them differ.
+            OutputError: they cannot be written.
+        """
+        if self.folder is None:
+            return
+        now, path = json.loads(json.dumps(inputs)), self.folder / INPUTS
+        if not path.is_file():
+            write_whole(path, json.dumps(now, indent=1))
+            return
+        differ = _differences(_read(path), now)
+        if differ:
+            raise ResumeError(
+                f"{self.folder}: the unfinished work of other inputs: {_said(differ)}. Put them back, or say --force "
+                "with the whole command to begin anew."
+            )
+
+    @property
+    def done(self) -> int:
+        """How many steps are finished."""
+        if self.folder is None or not self.folder.is_dir():
+            return 0
+        return len(list(self.folder.rglob("*.safetensors"))) + len(list(self.folder.rglob("*.jsonl")))
+
+    def _files(self, name: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{name}.*.safetensors")) if self.folder is not None else []
+
+
+@contextlib.contextmanager
+def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: bool = False) -> Iterator[Workbench]:
+    """The workbench of some work on `out`, with what an earlier run of the same work has finished.
+
+    It goes when the body ends well, and after an error that would come again. After an interrupt it stays where it has
+    cost more than a minute; then, and after a kill, `--resume` goes on with it.
+
+    Args:
+        out: what is made.
+        task: all that was asked, as plain data.
+        command: that resumes it.
+        force: drop the unfinished work of another task.
+
+    Raises:
+        ResumeError: `out` has the unfinished work of another task, or of another version; says what differs.
+        OutputError: the folder cannot be written.
+    """
+    out = Path(out)
+    bench, start = Workbench(place_of(out)), time.monotonic()
+    assert bench.folder is not None
+    head = _begun(bench, out, task, command, force)
+    before, threads = bench.done, torch.get_num_threads()
+    torch.set_num_threads(head["threads"])
+    try:
+        with deterministic(head["deterministic"]):
+            yield bench
+    except BaseException as error:
+        passing = not isinstance(error, Exception) or isinstance(error, CheckpointError | DeviceError)
+        worth = before or time.monotonic() - start >= WORTH_KEEPING
+        if isinstance(error, ResumeError) or (passing and worth and bench.done):
+            if not isinstance(error, ResumeError):
+                error.add_note(f"What is done is kept; {_way_on(command, out)}")
+        else:
+            shutil.rmtree(bench.folder, ignore_errors=True)
+        raise
+    finally:
+        torch.set_num_threads(threads)
+    shutil.rmtree(bench.folder)
+
+
+def place_of(out: Path) -> Path:
+    """The folder of the unfinished work on `out`."""
+    return out.absolute().parent / f".{out.name}.work"
+
+
+def unfinished(out: str | Path) -> dict[str, Any]:
+    """What was asked of the unfinished work on `out`: its `command`, `task`, `force`, and whether it `stands` by now.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    out = Path(out)
+    path = place_of(out) / HEAD
+    if not path.is_file():
+        raise ResumeError(f"{out}: there is no unfinished work on it ({place_of(out)} has no {HEAD}).")
+    head = _read(path)
+    differ = _differences({"format": head.get("format"), "versions": head.get("versions")}, _made_with())
+    if differ:
+        raise ResumeError(
+            f"{out}: the unfinished work of another version: {_said(differ)}. Install that again, or say --force with "
+            "the whole command to begin anew."
+        )
+    return {**head, "stands": _identity(out) not in (None, head["replaces"])}
+
+
+def forget(out: str | Path) -> None:
+    """Drop the unfinished work on `out`."""
+    shutil.rmtree(place_of(Path(out)), ignore_errors=True)
+
+
+def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, force: bool) -> dict[str, Any]:
+    """The head of the work: that of the earlier run where there was one, else a new one."""
+    assert bench.folder is not None
+    path = bench.folder / HEAD
+    asked = json.loads(json.dumps({"command": command, "task": task, **_made_with()}))
+    if path.is_file() and bench.done:
+        there = _read(path)
+        differ = _differences({name: there.get(name) for name in asked}, asked)
+        if not differ:
+            return there
+        if not force:
+            raise ResumeError(
+                f"{out} has the unfinished work of another run: {_said(differ)}. To finish that one, "
+                f"{_way_on(str(there.get('command')), out)}. To drop it, say --force."
+            )
+    shutil.rmtree(bench.folder, ignore_errors=True)
+    with explained(bench.folder):
+        bench.folder.mkdir()
+    head = {
+        **asked,
+        "force": force,
+        "replaces": _identity(out),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    write_whole(path, json.dumps(head, indent=1))
+    return head
+
+
+def _way_on(command: str, out: Path) -> str:
+    if command not in RESUMABLE:
+        return f"give its command (prunelm {command}) again"
+    return f"go on with prunelm {command} --resume {out}"
+
+
+def _made_with() -> dict[str, Any]:
+    return {"format": FORMAT, "versions": versions()}
+
+
+def _identity(out: Path) -> int | None:
+    """What tells a folder from another that takes its name later."""
+    return out.stat().st_ino if out.exists() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"{path}: cannot be read ({error}). Remove {path.parent} to begin anew.") from error
+    if not isinstance(found, dict):
+        raise ResumeError(f"{path}: not the head of any work. Remove {path.parent} to begin anew.")
+    return found
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:32]
+
+
+def _differences(there: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, value then, value now) of everything that differs, by path."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*there, *now]))
+        return [d for key in keys for d in _differences(there.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if there == now else [(name, there, now)]
+
+
+def _said(differ: list[tuple[str, Any, Any]]) -> str:
+    shown = [f"{name} was {_short(then)} and is {_short(now)}" for name, then, now in differ[:SHOWN]]
+    more = f", and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,218 @@
+"""Whatever kills a run, `--resume` ends it with the bytes of an uninterrupted one, and leaves nothing else."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from prunelm import workbench
+from prunelm.workbench import Workbench, place_of
+
+SMALL = ("--samples", "12", "--length", "32", "--multiple-of", "1", "--sparsity", "0.3")
+RUNS = {
+    "two-step": ("llama", "--recipe", "goa-budget"),
+    "repair toward the dense model": ("llama", "--recipe", "liar", "--criterion", "obs"),
+    "one-shot": ("gpt2", "--recipe", "wanda-sp"),
+    "search": ("llama", "--recipe", "best"),
+    "global": ("qwen3", "--recipe", "flap"),
+}
+LONG_RUNS = {
+    "split": ("llama", "--recipe", "best-uniform"),
+    "policy": ("llama", "--recipe", "osp-repaired", "--samples", "24"),
+    "own text": ("llama", "--recipe", "goa-data-free"),
+    "fusion": ("llama", "--recipe", "hywia"),
+    "family": ("llama", "--recipe", "obs", "--sparsity", "0.2,0.3"),
+}
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def unproven(monkeypatch):
+    """Folders are not loaded again in a fresh process, which other tests look at."""
+    monkeypatch.setattr("prunelm.checkpoint.prove_folder", lambda *_: 0.0)
+
+
+@pytest.fixture
+def snapshots(monkeypatch, tmp_path, unproven):
+    """Copies of the working folder as a kill after each step would leave it, in order."""
+    taken, put = [], Workbench.put
+
+    def watched(self, name, step):
+        put(self, name, step)
+        taken.append(tmp_path / f"snapshot-{len(taken)}")
+        shutil.copytree(place_of(tmp_path / "out"), taken[-1])
+
+    monkeypatch.setattr(Workbench, "put", watched)
+    return taken
+
+
+def check_resumed(cli, out, command, options, snapshots, some):
+    ran = cli(command, *options)
+    assert ran.code == 0, ran
+    assert not place_of(out).exists()
+    expected, moments = tree(out), list(snapshots)
+    assert len(moments) >= 2
+    for moment in dict.fromkeys(some(moments)):
+        shutil.rmtree(out)
+        moment.rename(place_of(out))
+        ran = cli(command, "--resume", out)
+        assert ran.code == 0, ran
+        assert tree(out) == expected
+        assert not place_of(out).exists()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_in_the_middle_the_bytes_are_the_same(name, cli, tiny_folder, text_file, tmp_path, snapshots):
+    family, *options = RUNS[name]
+    out = tmp_path / "out"
+    whole = (tiny_folder(family), out, "--text", text_file, *SMALL, *options)
+    check_resumed(cli, out, "prune", whole, snapshots, lambda moments: moments[len(moments) // 2 - 1 :][:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS | LONG_RUNS)
+def test_resumed_after_any_step_the_bytes_are_the_same(name, cli, tiny_folder, text_file, tmp_path, snapshots):
+    family, *options = (RUNS | LONG_RUNS)[name]
+    out = tmp_path / "out"
+    text = () if name == "own text" else ("--text", text_file)
+    whole = (tiny_folder(family, num_hidden_layers=4), out, *text, *SMALL, *options)
+    check_resumed(cli, out, "prune", whole, snapshots, lambda moments: moments)
+
+
+def test_calibrations_are_resumed_too(cli, tiny_folder, text_file, tmp_path, snapshots):
+    out = tmp_path / "out"
+    whole = (tiny_folder("llama"), out, "--text", text_file, *SMALL)
+    check_resumed(cli, out, "calibrate", whole, snapshots, lambda moments: moments[:1])
+
+
+@pytest.fixture
+def begun(cli, tiny_folder, text_file, tmp_path, snapshots):
+    """The options of a run that was killed after its first block, and a text of its own that may be changed."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(text_file.read_text()[:8000])
+    options = (tiny_folder("llama"), out, "--recipe", "obs", "--text", text, *SMALL)
+    assert cli("prune", *options).code == 0
+    expected = tree(out)
+    shutil.rmtree(out)
+    snapshots[0].rename(place_of(out))
+    return options, text, expected
+
+
+def test_the_same_command_goes_on_too(cli, begun, tmp_path):
+    options, _, expected = begun
+    assert cli("prune", *options).code == 0
+    assert tree(tmp_path / "out") == expected
+
+
+def test_other_work_is_refused_and_says_what_differs(cli, begun, tmp_path, monkeypatch):
+    options, text, expected = begun
+    out = tmp_path / "out"
+    ran = cli("prune", *options, "--seed", "7")
+    assert ran.code == 1
+    assert "has the unfinished work of another run: task.recipe.seed was 0 and is 7. To finish that one, " in ran.err
+    assert f"go on with prunelm prune --resume {out}" in ran.err
+    words = text.read_text()
+    text.write_text(words[::-1])
+    ran = cli("prune", "--resume", out)
+    assert ran.code == 1
+    assert "the unfinished work of other inputs: calibration.sha256 was" in ran.err
+    text.write_text(words)
+    monkeypatch.setattr("prunelm.workbench.versions", lambda: {"prunelm": "0.0.1"})
+    ran = cli("prune", "--resume", out)
+    assert ran.code == 1
+    assert "the unfinished work of another version: versions.prunelm was" in ran.err
+    monkeypatch.undo()
+    ran = cli("calibrate", "--resume", out)
+    assert ran.code == 1
+    assert "has the unfinished work of prunelm prune" in ran.err
+    monkeypatch.setattr("prunelm.checkpoint.prove_folder", lambda *_: 0.0)
+    assert cli("prune", "--resume", out).code == 0
+    assert tree(out) == expected
+
+
+def test_force_begins_anew(cli, begun, tmp_path):
+    options, _, expected = begun
+    assert cli("prune", *options, "--seed", "7", "--force").code == 0
+    assert tree(tmp_path / "out") != expected
+    assert not place_of(tmp_path / "out").exists()
+
+
+def test_a_damaged_step_is_made_again(cli, begun, tmp_path):
+    _, _, expected = begun
+    (step,) = place_of(tmp_path / "out").rglob("block-0.*")
+    raw = bytearray(step.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    step.write_bytes(raw)
+    assert cli("prune", "--resume", tmp_path / "out").code == 0
+    assert tree(tmp_path / "out") == expected
+
+
+def test_nothing_to_resume(cli, begun, tmp_path):
+    options, _, expected = begun
+    ran = cli("prune", "--resume", tmp_path / "other")
+    assert ran.code == 1
+    assert "there is no unfinished work on it" in ran.err
+    ran = cli("prune", "--resume", tmp_path / "out", "--sparsity", "0.2")
+    assert ran.code == 2
+    assert "leave out --sparsity" in ran.err.replace("\n", " ")
+    work = place_of(tmp_path / "out")
+    shutil.copytree(work, tmp_path / "left")
+    assert cli("prune", *options).code == 0
+    (tmp_path / "left").rename(work)
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 0
+    assert ran.out == f"{tmp_path / 'out'}: finished\n"
+    assert not work.exists()
+    assert tree(tmp_path / "out") == expected
+
+
+def test_an_interrupt_keeps_what_has_cost_time(cli, tiny_folder, text_file, tmp_path, monkeypatch, unproven):
+    from prunelm.cli import _Interrupted
+
+    out, put = tmp_path / "out", Workbench.put
+
+    def interrupted(self, name, step):
+        put(self, name, step)
+        raise _Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(Workbench, "put", interrupted)
+    command = ("prune", tiny_folder("llama"), out, "--text", text_file, *SMALL)
+    ran = cli(*command)
+    assert ran.err.endswith("error: interrupted; nothing was left half-written\n")
+    assert not place_of(out).exists()
+    monkeypatch.setattr(workbench, "WORTH_KEEPING", 0.0)
+    ran = cli(*command)
+    assert ran.code == 128 + signal.SIGINT
+    assert ran.err.endswith(f"error: interrupted; What is done is kept; go on with prunelm prune --resume {out}\n")
+    monkeypatch.setattr(Workbench, "put", put)
+    assert cli("prune", "--resume", out).code == 0
+
+
+def test_killed_for_real(cli, run_cli, tiny_folder, text_file, tmp_path, unproven):
+    """kill -9 from outside at some moment of the work, which goes on in a fresh process."""
+    out = tmp_path / "out"
+    options = (tiny_folder("llama", num_hidden_layers=4), out, "--text", text_file, *SMALL, "--samples", "100")
+    command = [sys.executable, "-m", "prunelm", "prune", *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while len(list(place_of(out).rglob("block-*"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    ran = run_cli("prune", "--resume", out, "--json")
+    assert ran.code == 0, ran
+    resumed = tree(out)
+    assert json.loads(ran.out)["out"] == str(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    shutil.rmtree(out)
+    assert cli("prune", *options).code == 0
+    assert tree(out) == resumed
