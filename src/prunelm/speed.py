@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 
@@ -34,9 +35,9 @@ def prefill_speed(
 def prefill_seconds(model: PreTrainedModel, length: int, batch: int = 1) -> float:
     """Seconds of one forward pass over a prompt of that length, or as much of it as the model reads."""
     ids = _prompt(model, _length(model, length)).expand(batch, -1)
-    start = time.perf_counter()
+    start = clock(model.device)
     model(input_ids=ids, **_last_logits(model))
-    return time.perf_counter() - start
+    return clock(model.device) - start
 
 
 @torch.no_grad()
@@ -44,14 +45,46 @@ def decode_seconds(model: PreTrainedModel, length: int, new_tokens: int) -> tupl
     """Seconds until the first new token stands, and of all the others, each computed from the cache of those before."""
     room = _length(model, length + new_tokens) - new_tokens
     ids = _prompt(model, max(1, min(length, room)))
-    start = time.perf_counter()
+    start = clock(model.device)
     result = model(input_ids=ids, use_cache=True, **_last_logits(model))
     token = result.logits[:, -1:].argmax(-1)
-    first = time.perf_counter() - start
+    first = clock(model.device) - start
     for _ in range(new_tokens - 1):
         result = model(input_ids=token, past_key_values=result.past_key_values, use_cache=True, **_last_logits(model))
         token = result.logits[:, -1:].argmax(-1)
-    return first, time.perf_counter() - start - first
+    return first, clock(model.device) - start - first
+
+
+REPEATED = 0.005
+"""Seconds that one measurement of products takes at least, so that the clock's own steps do not count."""
+
+
+@torch.no_grad()
+def product_seconds(
+    shapes: Sequence[tuple[int, int]], rows: int, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> float:
+    """Seconds of one product with each of some matrices of (inputs, outputs), over so many rows of ones."""
+    pairs = [
+        (torch.ones(rows, into, device=device, dtype=dtype), torch.ones(out, into, device=device, dtype=dtype))
+        for into, out in shapes
+    ]
+    times, taken = 0, 0.0
+    start = clock(device)
+    while taken < REPEATED:
+        for row, weight in pairs:
+            linear(row, weight)
+        times += 1
+        taken = clock(device) - start
+    return taken / times
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, read when all that was asked of a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
 
 
 @torch.no_grad()

@@ -132,11 +132,18 @@ def test_caveats_are_said(folders: tuple[Path, Path]) -> None:
         "Decoding is not faster",
         "0.900x",
         "hangs on its calibration text: on x",
-        ": 13 ",
+        ": 13. Part widths measures it",
     ):
         assert words in said
     assert "Few calibration tokens: 100 for FFNs of" in said
     assert "hangs" not in "\n".join(caveats(pruning, evaluation, None))
+    ratio = {"value": 0.8, "low": 0.78, "high": 0.83}
+    even = {"value": 1.0, "low": 0.9, "high": 1.1}
+    row = {"site": "ffn", "width": 13, "blocks": 2, "wider": [{"width": 16, "reading": ratio, "writing": even}]}
+    evaluation["parts"]["widths"] = {"results": {"widths": [row]}}
+    said = "\n".join(caveats(pruning, evaluation, None))
+    assert "Width 13 of ffn (2 blocks) is slower at reading than 16 would be: that takes 0.80x its time" in said
+    assert "no multiple of 8" not in said
 
 
 def test_heads_are_joined_where_they_are_alike(folders: tuple[Path, Path], page: Path) -> None:

@@ -198,6 +198,24 @@ def test_speed_measures_both_models(pair: tuple[Path, Path], text: Path) -> None
     assert found["ratio"]["decode"]["low"] <= found["ratio"]["decode"]["value"] <= found["ratio"]["decode"]["high"]
 
 
+def test_widths_are_compared_with_the_next_rounder_ones(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    import prunelm
+
+    prunelm.prune(pair[1], tmp_path / "P", recipe="l2", sparsity=0.3, multiple_of=1)
+    narrow, dense = (load_model(find_model(p)).config.intermediate_size for p in (tmp_path / "P", pair[1]))
+    found = run((tmp_path / "P", pair[1]), text, "widths")["parts"]["widths"]["results"]
+    (row,) = found["widths"]
+    assert (row["site"], row["width"], row["dense"]) == ("ffn", narrow, dense)
+    assert row["blocks"] == len(prunelm.load(tmp_path / "P").model.layers)
+    expected = {-(-narrow // m) * m for m in (8, 16, 32, 64, 128)}
+    assert [w["width"] for w in row["wider"]] == sorted(w for w in expected if narrow < w <= dense)
+    assert min(row["reading"], row["writing"]) > 0
+    for wider in row["wider"]:
+        assert 0 < wider["reading"]["low"] <= wider["reading"]["value"] <= wider["reading"]["high"]
+    assert len(summary({"parts": {"widths": {"results": found}}})) == 1
+    assert run(pair, text, "widths")["parts"]["widths"]["results"]["widths"] == []
+
+
 def test_memory_is_measured_in_a_fresh_process(pair: tuple[Path, Path], text: Path) -> None:
     found = measure(pair[0], text, parts=("memory",))["parts"]["memory"]["results"]["model"]
     assert 0 < found["before"] <= found["loaded"] <= found["used"]
@@ -478,7 +496,8 @@ def test_a_text_shorter_than_a_window_or_a_prompt(pair: tuple[Path, Path], tmp_p
 
 def test_all_parts_fit_and_are_shown(pair: tuple[Path, Path], text: Path) -> None:
     assert set(parts()) == {
-        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "shift", "tasks", "speed", "memory")
+        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "shift", "tasks"),
+        *("speed", "widths", "memory"),
     }
     found = run(pair, text, "quality", "positions", "generation", "noise", "speed", max_tokens=4 * 128)
     rows = summary(found)

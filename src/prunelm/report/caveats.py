@@ -8,6 +8,8 @@ from ..suite.summary import notes
 TOKENS_PER_CHANNEL = 4
 MULTIPLE = 8
 """Matrix kernels work on multiples of this many channels."""
+CLEARLY = 0.95
+"""A wider layer that takes less than this share of a layer's time is called faster."""
 OVERFIT = 1.25
 """How many times the loss added on the calibration text the loss added elsewhere may be."""
 
@@ -56,15 +58,34 @@ def _calibration(pruning: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _speed(pruning: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Iterator[str]:
-    cut = [site for key, site in pruning["sites"].items() if key.endswith("ffn") and len(site["kept"]) < site["units"]]
-    odd = {len(site["kept"]) for site in cut}
-    slow = sorted(width for width in odd if width % MULTIPLE)
-    if slow:
-        yield (
-            f"FFN widths that are no multiple of {MULTIPLE} can run slower than the next wider ones that are: "
-            f"{', '.join(map(str, slow[:6]))}{' and others' if len(slow) > 6 else ''} (--multiple-of {MULTIPLE})."
-        )
+    timed = evaluation["parts"].get("widths", {}).get("results")
+    yield from _slower(timed) if timed is not None else _odd(pruning)
     ratio = evaluation["parts"].get("speed", {}).get("results", {}).get("ratio", {})
     for measure, label in (("prefill", "Prefill"), ("decode", "Decoding")):
         if measure in ratio and ratio[measure]["value"] < 1:
             yield f"{label} is not faster than the dense model here: {ratio[measure]['value']:.3f}x, measured."
+
+
+def _slower(timed: Mapping[str, Any]) -> Iterator[str]:
+    """Widths that were measured to be slower than a wider one, by more than rounds differ."""
+    for row in timed["widths"]:
+        for name in ("reading", "writing"):
+            faster = [w for w in row["wider"] if w[name]["value"] < CLEARLY and w[name]["high"] < 1]
+            if faster:
+                best = min(faster, key=lambda wider: wider[name]["value"])
+                yield (
+                    f"Width {row['width']:,} of {row['site']} ({row['blocks']} blocks) is slower at {name} than "
+                    f"{best['width']:,} would be: that takes {best[name]['value']:.2f}x its time, measured on this "
+                    "machine (--multiple-of)."
+                )
+
+
+def _odd(pruning: Mapping[str, Any]) -> Iterator[str]:
+    cut = [site for key, site in pruning["sites"].items() if key.endswith("ffn") and len(site["kept"]) < site["units"]]
+    slow = sorted({len(site["kept"]) for site in cut if len(site["kept"]) % MULTIPLE})
+    if slow:
+        yield (
+            f"FFN widths that are no multiple of {MULTIPLE} can run slower than the next wider ones that are: "
+            f"{', '.join(map(str, slow[:6]))}{' and others' if len(slow) > 6 else ''}. Part widths measures it "
+            f"(--multiple-of {MULTIPLE} avoids it)."
+        )

@@ -70,7 +70,7 @@ def _section(one: Gathered, drawn: Any) -> Shown:
         ],
         "caveats": caveats(one.pruning, one.evaluation, one.transfer),
         "table": _table(one.evaluation, {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}),
-        "more": _table(one.evaluation, {"positions", "noise", "shift"}),
+        "more": _table(one.evaluation, {"positions", "noise", "shift", "widths"}),
         "has_dense": bool(one.evaluation and one.evaluation["against"]),
         "missing": list(_missing(one)),
         "removed": [drawn(*figure) for figure in _removed(one)],

@@ -89,6 +89,7 @@ def parts() -> dict[str, Part]:
     from .shift import shift
     from .tasks import tasks
     from .timing import memory, speed
+    from .widths import widths
 
     causal, every = frozenset({"causal"}), frozenset({"causal", "masked", "classifier", "embedding"})
     windows = ("length", "max_tokens", "batch_size", "seed", "dtype")
@@ -140,6 +141,13 @@ def parts() -> dict[str, Part]:
         "speed": Part(
             summary="prefill and decode tokens/s, first-token latency, KV cache, models taking turns",
             measure=speed,
+            kinds=every,
+            settings=("rounds", "dtype"),
+            reads_text=False,
+        ),
+        "widths": Part(
+            summary="whether a layer is slower than the next rounder width would be, on this machine",
+            measure=widths,
             kinds=every,
             settings=("rounds", "dtype"),
             reads_text=False,

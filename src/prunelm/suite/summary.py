@@ -171,6 +171,14 @@ def _speed(found: Mapping[str, Any]) -> Iterator[Row]:
         yield label, dense, mine, _ratio(ratio)
 
 
+def _widths(found: Mapping[str, Any]) -> Iterator[Row]:
+    for row in found["widths"]:
+        best = min(row["wider"], key=lambda wider: wider["reading"]["value"], default=None)
+        said = f"{best['width']:,} wide: {_ratio(best['reading'])} its time" if best else "nothing wider to try"
+        where = f"{row['site']} {row['width']:,} wide, {row['blocks']} block{'s' if row['blocks'] > 1 else ''}"
+        yield f"{where}, ms for 512 tokens", "", f"{1000 * row['reading']:.3f}", said
+
+
 def _memory(found: Mapping[str, Any]) -> Iterator[Row]:
     for key, label in (("loaded", "peak memory to load, MB"), ("used", "peak memory to use, MB")):
         values = [found[name][key] / 1e6 if name in found else None for name in ("dense", "model")]
@@ -187,5 +195,6 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "shift": _shift,
     "tasks": _tasks,
     "speed": _speed,
+    "widths": _widths,
     "memory": _memory,
 }

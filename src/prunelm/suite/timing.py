@@ -55,11 +55,12 @@ def speed(subject: Subject, setting: Setting, journal: Journal, progress: Progre
         if causal:
             found[name]["cache_bytes_per_token"] = cache_bytes(subject.models[name], prompt) / prompt
     if "dense" in names:
-        found["ratio"] = {m: _ratio([r["model"][m] / r["dense"][m] for r in rounds]) for m in rounds[0]["model"]}
+        found["ratio"] = {m: spread([r["model"][m] / r["dense"][m] for r in rounds]) for m in rounds[0]["model"]}
     return found
 
 
-def _ratio(ratios: list[float]) -> dict[str, float]:
+def spread(ratios: list[float]) -> dict[str, float]:
+    """The median of some ratios, and their quartiles."""
     if len(ratios) < 2:
         return {"value": ratios[0], "low": ratios[0], "high": ratios[0]}
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
