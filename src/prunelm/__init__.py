@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .errors import PruneLMError as PruneLMError
     from .finalizing import finalize as finalize
     from .gguf_export import export as export
+    from .limits import limit_of as limit_of
     from .loading import load as load
+    from .planning import plan as plan
     from .pruning import Report as Report
     from .pruning import prune_ as prune_
     from .recipe import Recipe as Recipe
@@ -42,9 +44,11 @@ _HOME = {
     "finalize": "finalizing",
     "find_sites": "sites",
     "inspect": "workflow",
+    "limit_of": "limits",
     "load": "loading",
     "measure": "suite.measuring",
     "narrow_": "sites",
+    "plan": "planning",
     "prune": "workflow",
     "prune_": "pruning",
     "prune_sizes": "workflow",

@@ -89,6 +89,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
         "modeling_file": loader == "prunelm" and carries_code(model),
         "base_model": _base_name(source, model),
         "recipe": report.recipe.to_dict(),
+        **({"asked": report.asked} if report.asked else {}),
         "parameters": {
             "before": report.parameters_before,
             "after": report.parameters_after,

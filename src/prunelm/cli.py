@@ -45,6 +45,9 @@ Resume = Annotated[
     Path | None, typer.Option(metavar="OUT", help="Finish the interrupted run into OUT; say nothing else.")
 ]
 Text = Annotated[Path | None, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")]
+Params = Annotated[str | None, typer.Option(help="Budget: at most so many parameters, as in 1.0B.")]
+Fit = Annotated[str | None, typer.Option(help="Budget: bytes of weights in a format and cache, as in 8GB@q4_k_m+8k.")]
+Faster = Annotated[str | None, typer.Option("--speedup", help="Budget: measured speed, as in 1.5, or 1.5@decode.")]
 
 
 @app.callback()
@@ -113,8 +116,11 @@ def prune(
             help="Share of the prunable parameters to remove, in (0, 1); several, as in 0.1,0.2, make a family."
         ),
     ] = None,
+    params: Params = None,
+    fit: Fit = None,
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="File of prunelm plan, edited or not.")] = None,
     resume: Resume = None,
-    recipe: Annotated[str, typer.Option(help="Recipe name or .toml file.")] = "goa-budget",
+    recipe: Annotated[str | None, typer.Option(help="Recipe name or .toml file; goa-budget by default.")] = None,
     text: Text = None,
     calibrated: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
     self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False,
@@ -157,7 +163,6 @@ def prune(
 ) -> None:
     """Prune MODEL into OUT, a folder that opens elsewhere."""
     from .errors import RecipeError
-    from .recipe import Recipe
     from .workflow import dry_run as plan
     from .workflow import prune as run
     from .workflow import prune_sizes as run_sizes
@@ -165,11 +170,13 @@ def prune(
     if resume is not None:
         _resume(resume, "prune", model, as_json)
         return
-    model, out_folder, sparsity = _given(MODEL=model, OUT=out_folder, **{"--sparsity": sparsity})
-    shares = _numbers(sparsity)
-    chosen = Recipe.load(
+    model, out_folder = _given(MODEL=model, OUT=out_folder)
+    limit = _limit(sparsity, plan_file, params=params, fit=fit)
+    shares = _numbers(sparsity) if sparsity is not None else []
+    chosen = _recipe(
         recipe,
-        sparsity=shares[0],
+        plan_file,
+        sparsity=shares[0] if shares else None,
         criterion=criterion,
         allocator=allocator,
         reconstruction=reconstruction,
@@ -193,14 +200,16 @@ def prune(
     )
     chosen = chosen.evened() if uniform else chosen
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    sizes = [replace(chosen, sparsity=share) for share in shares]
+    sizes = [replace(chosen, sparsity=share) for share in shares] or [chosen]
     if dry_run:
         with _quiet():
-            rows = [plan(model, size, **access) for size in sizes]
-        _show_plans(rows, [size.to_dict() for size in sizes], as_json)
+            rows = [plan(model, size, plan=plan_file, limit=limit, **access) for size in sizes]
+        _show_plans(rows, as_json)
         return
-    said = {**chosen.to_dict(), "sparsity": shares if len(shares) > 1 else shares[0]}
-    err.print(f"recipe: {json.dumps(said)}")
+    budget = shares if len(shares) > 1 else sparsity and shares[0]
+    err.print(
+        f"recipe: {json.dumps({**chosen.to_dict(), 'sparsity': budget} if plan_file is None else str(plan_file))}"
+    )
     if calibrated is not None and len(shares) > 1:
         raise RecipeError("several sizes look at the model once by themselves: give --calibrated with one sparsity")
     options: dict[str, Any] = {
@@ -214,11 +223,37 @@ def prune(
         **access,
     }
     with _quiet(), _progress() as progress, _deterministic(deterministic):
-        if len(shares) == 1:
-            reports = {out_folder: run(model, out_folder, calibrated=calibrated, progress=progress, **options)}
+        if len(sizes) == 1:
+            one = {"calibrated": calibrated, "plan": plan_file, "limit": limit}
+            reports = {out_folder: run(model, out_folder, progress=progress, **one, **options)}
         else:
             reports = run_sizes(model, out_folder, shares, progress=progress, **options)
     _show_reports(reports, as_json)
+
+
+def _limit(sparsity: str | None, plan_file: Path | None, **said: str | None) -> Any:
+    """The budget in other units than sparsity, if that is what was given."""
+    from .errors import BudgetError
+    from .limits import check_one, limit_of
+
+    given = {"sparsity": sparsity, "plan": plan_file, **said}
+    check_one({name: value for name, value in given.items() if value is not None})
+    if all(value is None for value in given.values()):
+        others = ", ".join(f"--{name.replace('_', '-')}" for name in given if name != "sparsity")
+        raise BudgetError(f"no budget is given: say how much is to go, as in --sparsity 0.2, or use one of {others}.")
+    return limit_of(**said)
+
+
+def _recipe(name: str | None, plan_file: Path | None, **overrides: Any) -> Any:
+    """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here."""
+    from .errors import RecipeError
+    from .recipe import Recipe
+
+    replaced = [option for option, value in {"recipe": name, **overrides}.items() if value is not None]
+    if plan_file is not None and replaced:
+        named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
+        raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
+    return Recipe.load(name or "goa-budget", **overrides)
 
 
 def _numbers(text: str) -> list[float]:
@@ -272,6 +307,118 @@ def _resume(folder: Path, command: str, model: str | None, as_json: bool = False
         _show_reports(reports, as_json)
     else:
         out.print(f"{folder}: finished")
+
+
+@app.command()
+def plan(
+    model: Annotated[str | None, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")] = None,
+    out_file: Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="File to write, for editing.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of the prunable parameters to remove.")] = None,
+    params: Params = None,
+    fit: Fit = None,
+    edited: Annotated[Path | None, typer.Option("--plan", help="Show this plan, edited or not.")] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Show where two plans differ; no model is needed.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe name or .toml file; goa-budget by default.")] = None,
+    text: Text = None,
+    calibrated: Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of a text, for cache and operations.", min=1)] = 8192,
+    per_block: Annotated[bool | None, typer.Option(help="Widths may differ between blocks.")] = None,
+    uniform: Annotated[bool, typer.Option("--uniform", help="The same widths in every block.")] = False,
+    allocator: Annotated[str | None, typer.Option(help="Replace the recipe's allocator.")] = None,
+    unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
+    sites: Annotated[str | None, typer.Option(help="attention, ffn, or attention,ffn.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Blocks that may lose units, as in 4:-2.")] = None,
+    hidden: Annotated[float | None, typer.Option(help="Share of the residual stream's channels to remove.")] = None,
+    multiple_of: Annotated[int | None, typer.Option(help="Kept FFN channels are a multiple of this.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration sequences.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")] = None,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace PLAN.json if it exists.")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Show what a budget would leave of every block, and write that as a file for prune --plan."""
+    from .errors import CheckpointError
+    from .planning import plan as run
+
+    if diff is not None:
+        _show_difference(diff, as_json)
+        return
+    if model is None:
+        raise CheckpointError("no model is named: prunelm plan MODEL, or prunelm plan --diff A.json B.json.")
+    limit = _limit(None if sparsity is None else str(sparsity), edited, params=params, fit=fit)
+    overrides = {"per_block": per_block, "allocator": allocator, "unit": unit, "blocks": blocks, "hidden": hidden}
+    overrides |= {"multiple_of": multiple_of, "samples": samples, "length": length, "sparsity": sparsity}
+    chosen = _recipe(recipe, edited, sites=_words(sites) or None, **overrides)
+    with _quiet(), _progress() as progress:
+        found = run(
+            model,
+            out_file,
+            recipe=chosen.evened() if uniform else chosen,
+            text=text,
+            calibrated=calibrated,
+            edited=edited,
+            limit=limit,
+            context=context,
+            device=device,
+            force=force,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    if as_json:
+        _print_json({**vars(found), "recipe": found.recipe.to_dict()})
+        return
+    out.print(_outline_table(found.rows, found.context), soft_wrap=False)
+    _notes(found.notes)
+    size = found.size
+    out.print(
+        f"{size['parameters']:,} parameters stay: {size['share_of_blocks']:.2%} of the blocks and "
+        f"{size['share_of_model']:.2%} of the model would go"
+    )
+    if out_file is not None:
+        out.print(f"{out_file}: written. Edit it, and apply it: prunelm prune {model} OUT --plan {out_file}")
+
+
+def _outline_table(rows: Sequence[dict[str, Any]], context: int) -> Table:
+    kinds = list(dict.fromkeys(name for row in rows for name in row["units"]))
+    forms = list(rows[0]["bytes"])
+    table = Table("block", *kinds, "parameters", *(f"{form} bytes" for form in forms))
+    for title in (f"cache at {context:,}", "MFLOPs a token", "predicted KL"):
+        table.add_column(title)
+    for row in rows:
+        units = (
+            f"{row['units'][kind][0]:,}/{row['units'][kind][1]:,}" if kind in row["units"] else "" for kind in kinds
+        )
+        sizes = (f"{row['bytes'][form]:,}" for form in forms)
+        expected = "" if row["kl"] is None else f"{row['kl']:.4f}"
+        cost = (f"{row['cache']:,}", f"{row['flops'] / 1e6:,.1f}", expected)
+        table.add_row(row["block"], *units, f"{row['parameters']:,}", *sizes, *cost)
+    return table
+
+
+def _show_difference(paths: tuple[Path, Path], as_json: bool) -> None:
+    """Where two plans differ, site by site."""
+    from .plan_file import PlanFile, differences
+
+    rows = differences(*(PlanFile(path) for path in paths))
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        out.print("The two plans keep the same units.")
+        return
+    table = Table("site", "units", *(path.name for path in paths), "parameters")
+    for row in rows:
+        keep = ("all" if kept is None else f"{kept:,}" for kept in row["keep"])
+        change = "" if row["parameters"] is None else f"{row['parameters']:+,}"
+        table.add_row(row["site"], "" if row["units"] is None else f"{row['units']:,}", *keep, change)
+    known = [row["parameters"] for row in rows if row["parameters"] is not None]
+    table.add_row("all", "", "", "", f"{sum(known):+,}")
+    out.print(table, soft_wrap=False)
 
 
 @app.command()
@@ -676,10 +823,9 @@ def _planned(row: dict[str, Any]) -> tuple[str, str, str, str]:
     return f"{row['parameters']:,}", *shares, kept or "decided by measurements"
 
 
-def _show_plans(rows: Sequence[dict[str, Any]], recipes: Sequence[dict[str, Any]], as_json: bool) -> None:
+def _show_plans(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        found = [{**row, "recipe": recipe} for row, recipe in zip(rows, recipes, strict=True)]
-        _print_json(found if len(found) > 1 else found[0])
+        _print_json(list(rows) if len(rows) > 1 else rows[0])
         return
     table = Table("parameters after", "of the blocks", "of the model", "kept per block")
     for row in rows:

@@ -16,10 +16,9 @@ from .gguf_vocabulary import add_vocabulary
 from .loading import check_gguf, find_model, load_model, skeleton
 from .registry import did_you_mean
 from .sites import GgufForm, architecture_of, find_sites, gone_sites
+from .storage import BLOCK, WRITTEN, written_type
 from .writing import check_file, new_file, writes
 
-TYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
-_BLOCK = 32
 _KEPT_FINER = ("token_embd.weight", "output.weight")
 
 
@@ -55,9 +54,9 @@ def export(
         OutputError: it cannot be written.
         UnsupportedModelError: no architecture of llama.cpp holds the family, or these widths of it.
     """
-    if type not in TYPES:
+    if type not in WRITTEN:
         raise CheckpointError(
-            f"type must be one of {', '.join(TYPES)}, got {type!r}. {did_you_mean(type, TYPES)}"
+            f"type must be one of {', '.join(WRITTEN)}, got {type!r}. {did_you_mean(type, WRITTEN)}"
             "llama-quantize of llama.cpp makes others from an f16 file."
         )
     out = Path(out)
@@ -79,7 +78,10 @@ def export(
         writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if type == 'f32' else 'MOSTLY'}_{type.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         tensors = _tensors(loaded, form)
-        types = {name: _type_of(name, _shape(parts), TYPES[type]) for name, parts in tensors.items()}
+        types = {
+            name: written_type(_shape(parts), WRITTEN[type], finer=name in _KEPT_FINER)
+            for name, parts in tensors.items()
+        }
         _write(writer, tensors, types, loaded, form)
         _read_back(partial, tensors, types, loaded, form)
     return Exported(
@@ -87,7 +89,7 @@ def export(
         architecture=form.name,
         type=type,
         bytes=out.stat().st_size,
-        notes=[*notes, *_odd_rows(tensors, types, TYPES[type])],
+        notes=[*notes, *_odd_rows(tensors, types, WRITTEN[type])],
     )
 
 
@@ -261,17 +263,6 @@ def _shape(parts: list[Tensor]) -> tuple[int, ...]:
     return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
 
-def _type_of(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    """Vectors stay f32, rows that do not divide into blocks f16; of 4 bits, embeddings and output have 8."""
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    if wanted not in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
-        return wanted
-    if shape[-1] % _BLOCK:
-        return GGMLQuantizationType.F16
-    return GGMLQuantizationType.Q8_0 if name in _KEPT_FINER else wanted
-
-
 def _odd_rows(
     tensors: dict[str, list[Tensor]], types: dict[str, GGMLQuantizationType], wanted: GGMLQuantizationType
 ) -> list[str]:
@@ -281,7 +272,7 @@ def _odd_rows(
     rows = sorted({_shape(tensors[name])[-1] for name in odd})
     return [
         f"{len(odd)} matrices are f16, because their rows ({rows[0]} to {rows[-1]} entries) are no multiple of "
-        f"{_BLOCK}: prune with --multiple-of {_BLOCK} for smaller files"
+        f"{BLOCK}: prune with --multiple-of {BLOCK} for smaller files"
     ]
 
 
@@ -337,8 +328,8 @@ def largest_error(values: Float[np.ndarray, "..."], kind: GGMLQuantizationType) 
     """The largest error that storing each value in a type may make."""
     sizes: Float[np.ndarray, ...] = np.abs(values)
     if kind in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
-        largest = sizes.reshape(-1, _BLOCK).max(axis=1, keepdims=True)
+        largest = sizes.reshape(-1, BLOCK).max(axis=1, keepdims=True)
         step = 0.57 / 127 if kind == GGMLQuantizationType.Q8_0 else 1.01 / 8
-        return np.broadcast_to(largest * step + 1e-7, (largest.size, _BLOCK)).reshape(values.shape)
+        return np.broadcast_to(largest * step + 1e-7, (largest.size, BLOCK)).reshape(values.shape)
     relative = {GGMLQuantizationType.F32: 0.0, GGMLQuantizationType.F16: 2**-11, GGMLQuantizationType.BF16: 2**-8}[kind]
     return sizes * relative + (6e-8 if relative else 0.0)

@@ -63,12 +63,17 @@ class Job:
 
 
 def plan_counts(
-    model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None = None, dense: Dense | None = None
+    model: PreTrainedModel,
+    recipe: Recipe,
+    floor: Mapping[str, int] | None = None,
+    dense: Dense | None = None,
+    counts: Counts | None = None,
 ) -> Job:
     """How many units each site keeps under a recipe; touches no weight and reads no text.
 
     Where the allocator needs measurements, only whether the budget can be met at all is known, and `counts` is None.
-    Where hidden channels have gone before, `dense` are the sizes from before, and what went with them is paid.
+    Where hidden channels have gone before, `dense` are the sizes from before, and what went with them is paid. With
+    `counts`, decided beforehand, these are the plan, and what they remove is the budget.
 
     Raises:
         BudgetError: whole units cannot meet the budget, or hidden channels alone exceed it.
@@ -123,10 +128,12 @@ def plan_counts(
         outside=outside,
         notes=notes,
     )
+    if counts is not None:
+        return with_counts(job, counts)
     try:
         if recipe.hidden:
             _check_hidden_paid(job, recipe)
-        if ALLOCATORS[recipe.allocator].needs is None and not recipe.searches_widths:
+        if not recipe.decides_by_looking:
             return decide(job, recipe)
         if recipe.drops_blocks:
             check_block_budget(chosen, budget, len(by_block(everything)))
@@ -137,6 +144,13 @@ def plan_counts(
             raise
         return _nothing_more(job, recipe)
     return job
+
+
+def with_counts(job: Job, counts: Counts) -> Job:
+    """The job with counts that were decided beforehand, and what they remove as its budget."""
+    counts = {site.key: counts.get(site.key, site.n_units) for site in job.sites}
+    removed = sum((site.n_units - counts[site.key]) * site.cost for site in job.sites)
+    return replace(job, counts=counts, budget=replace(job.budget, target=removed), step=1)
 
 
 def _multiple_of(recipe: Recipe, parameters: int) -> int:
@@ -195,6 +209,7 @@ def prepare_(
     recipe: Recipe,
     floor: Mapping[str, int] | None = None,
     narrow_hidden: NarrowHidden | None = None,
+    counts: Counts | None = None,
 ) -> Job:
     """The plan of a recipe, after giving consumers a bias and removing hidden channels where the recipe says so.
 
@@ -203,17 +218,18 @@ def prepare_(
         recipe: the whole of it.
         floor: units that each site must lose at least.
         narrow_hidden: removes hidden channels; without it a recipe that says so is refused.
+        counts: units that stay, where they were decided beforehand.
 
     Raises:
         BudgetError: whole units cannot meet the budget; biases are taken back, hidden channels are not.
         RecipeError: the recipe removes hidden channels where that cannot be done; the model is as it was.
     """
     if not recipe.bias:
-        return _narrowed(model, recipe, floor, narrow_hidden)
+        return _narrowed(model, recipe, floor, narrow_hidden, counts)
     sites, without = missing_biases(model, recipe.sites)
     added = add_biases_(model, sites)
     try:
-        job = _narrowed(model, recipe, floor, narrow_hidden)
+        job = _narrowed(model, recipe, floor, narrow_hidden, counts)
     except (BudgetError, RecipeError):
         remove_biases_(model, sites)
         raise
@@ -227,11 +243,15 @@ def prepare_(
 
 
 def _narrowed(
-    model: PreTrainedModel, recipe: Recipe, floor: Mapping[str, int] | None, narrow_hidden: NarrowHidden | None
+    model: PreTrainedModel,
+    recipe: Recipe,
+    floor: Mapping[str, int] | None,
+    narrow_hidden: NarrowHidden | None,
+    counts: Counts | None,
 ) -> Job:
     """The plan of a recipe, after removing hidden channels where it says so."""
     if not recipe.hidden or narrow_hidden is None:
-        return plan_counts(model, recipe, floor)
+        return plan_counts(model, recipe, floor, counts=counts)
     dense = dense_sizes(model)
     keep = hidden_width(int(model.config.hidden_size), recipe, dense.parameters)
     own = architecture_of(model.config)
@@ -243,7 +263,7 @@ def _narrowed(
             f"{model.config.model_type}: no stock config can say {keep} hidden channels with these heads: leave "
             "--hidden out, choose another share, or say --per-block (opens with prunelm.load)"
         )
-    return plan_counts(model, recipe, floor, dense)
+    return plan_counts(model, recipe, floor, dense, counts)
 
 
 def first_channels_(shapes: PreTrainedModel, keep: int) -> None:

@@ -118,6 +118,23 @@ class Plan:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What was decided before a run: how many units each site keeps, and of some sites which."""
+
+    counts: Counts
+    kept: Mapping[str, Int[Tensor, " kept"]] = field(default_factory=dict)
+
+    def scores(self, sites: Sequence[Site]) -> dict[str, Float[Tensor, " unit"]]:
+        """Scores by which exactly the units that are named stay, for the sites that name some."""
+        found = {}
+        for site in sites:
+            if site.key in self.kept:
+                found[site.key] = torch.zeros(site.n_units, dtype=torch.float64)
+                found[site.key][self.kept[site.key]] = 1.0
+        return found
+
+
 def top_units(scores: Float[Tensor, " unit"], keep: int, strata: int = 1) -> Int[Tensor, " kept"]:
     """The highest-scoring units, the same number from every stratum, sorted; of equal scores the lower index goes."""
     per = len(scores) // strata

@@ -26,7 +26,7 @@ from .journal import Journal
 from .moments import Moments
 from .observation import Observed, first_producer, observe, observe_pair
 from .placement import device_words, exact
-from .plan import Budget, Plan, prunable, top_units
+from .plan import Budget, Decided, Plan, prunable, top_units
 from .probable import least_probable_blocks
 from .progress import Progress, silent
 from .reading import Reading, reading
@@ -44,8 +44,9 @@ class Report:
 
     `added`: bias parameters that the recipe asked for, part of `parameters_after`; `dropped_blocks`: those of the dense
     model that went whole. `sites`: per site the kept units out of how many, and the errors measured; `notes`: what a
-    user must know; `curves`: what `curves.json` says. `hidden`: what was done to the hidden channels, if anything, and
-    `outside`: the parameters that went with them and belong to no unit. `device`: where it was computed.
+    user must know; `curves`: what `curves.json` says; `asked`: a budget in other units, and what was found of it.
+    `hidden`: what was done to the hidden channels, if anything, and `outside`: the parameters that went with them and
+    belong to no unit. `device`: where it was computed.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Report:
     hidden: dict[str, Any] | None = None
     curves: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sparsity_of_blocks(self) -> float:
@@ -84,6 +86,7 @@ def prune_(
     refit: Batches | None = None,
     outlook: Outlook | None = None,
     floor: Mapping[str, int] | None = None,
+    decided: Decided | None = None,
     journal: Journal | None = None,
     bench: Workbench | None = None,
     progress: Progress = silent,
@@ -99,6 +102,7 @@ def prune_(
         outlook: what was seen of the dense model before; its scores then choose the units, so that the sizes of a
             family are nested.
         floor: units that each site must lose at least.
+        decided: how many units stay in each site, in place of the allocator's plan, and of some sites which.
         journal: of the search for widths, where the recipe makes one; kept on the bench by default.
         bench: where finished steps are kept, and read from when they were made before.
         progress: told about every block.
@@ -116,15 +120,17 @@ def prune_(
         if outlook is not None or floor is not None:
             raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")
         prepare_(shapes_of(model), recipe, narrow_hidden=first_channels_)
+    counts = decided.counts if decided is not None else None
     job = prepare_(
         model,
         recipe,
         floor,
         lambda whole, keep: hidden.update(remove_hidden_(whole, calibration, recipe, keep, progress)),
+        counts,
     )
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = Derivatives()
-    if outlook is None:
+    if outlook is None or decided is not None:
         derivatives = derivatives_of(model, read, job.sites, recipe)
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
@@ -139,8 +145,11 @@ def prune_(
     if seen is not None:
         job = allocated(job, recipe, seen)
     # Scores from before keep the sizes of a family nested; those of a policy are what it decided.
-    scores = seen.survey.scores if seen is not None and (outlook is not None or recipe.policy is not None) else {}
-    work = _Work(stream, read, recipe, job, scores=scores, derivatives=derivatives)
+    nested = outlook is not None and decided is None
+    scores = seen.survey.scores if seen is not None and (nested or recipe.policy is not None) else {}
+    if decided is not None:
+        scores = {**scores, **decided.scores(job.sites)}
+    work = _Work(stream, read, recipe, job, scores=scores, derivatives=derivatives, exact=decided is not None)
     if seen is not None:
         work.report.update(seen.report())
         work.seen = seen
@@ -185,10 +194,7 @@ def repair_(
     job = Job(
         everything=everything, sites=sites, budget=budget, counts=counts, step=1, prunable=total, notes=list(notes)
     )
-    scores = {}
-    for site in sites:
-        scores[site.key] = torch.zeros(site.n_units, dtype=torch.float64)
-        scores[site.key][kept[site.key]] = 1.0
+    scores = Decided(counts=counts, kept=kept).scores(sites)
     read = reading(calibration, None, recipe, sites)
     work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, derivatives=Derivatives())
     _carry_out_(work, bench or Workbench(), progress)
@@ -290,8 +296,10 @@ class _Work:
         *,
         scores: Mapping[str, Tensor],
         derivatives: Derivatives,
+        exact: bool = False,
     ) -> None:
         self.recipe, self.job = recipe, job
+        self.exact = exact
         self.kept: dict[str, Tensor] = {}
         self.report: dict[str, dict[str, Any]] = {}
         self.seen: Outlook | None = None
@@ -376,7 +384,9 @@ class _Work:
 
     def _untouched(self, site: Site) -> bool:
         """Whether the plan takes nothing from the site, so that it need not be scored."""
-        demands = self.recipe.per_block and not CRITERIA[self.recipe.scoring(site.name).criterion].curve
+        demands = (
+            self.recipe.per_block and not self.exact and not CRITERIA[self.recipe.scoring(site.name).criterion].curve
+        )
         return self.job.keeps(site) == site.n_units and not demands
 
     def _keep_all(self, site: Site) -> None:
@@ -500,7 +510,7 @@ class _Work:
     def _keep(self, site: Site, demanded: int) -> int:
         """How many units stay: the plan's number, less where a criterion demands more, made up for by later FFNs."""
         planned = self.job.keeps(site)
-        if not self.recipe.per_block:
+        if not self.recipe.per_block or self.exact:
             return planned
         floor = max(site.n_units - demanded, self.recipe.min_units * site.strata, planned - self._affordable(site))
         keep = min(planned, floor + -floor % site.strata)

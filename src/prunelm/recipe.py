@@ -238,6 +238,11 @@ class Recipe:
         return self.policy is not None and self.policy.pool != "block"
 
     @property
+    def decides_by_looking(self) -> bool:
+        """Whether only a look at the dense model decides how many units stay where."""
+        return ALLOCATORS[self.allocator].needs is not None or self.searches_widths
+
+    @property
     def drops_blocks(self) -> bool:
         """Whether whole blocks go, and nothing else."""
         return self.policy is not None and self.policy.layers == "block"

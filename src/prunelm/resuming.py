@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ResumeError
+from .limits import limit_of
 from .progress import Progress, silent
 from .pruning import Report
 from .recipe import Recipe
@@ -38,6 +39,8 @@ def resume(out: str | Path, *, command: str = "prune", progress: Progress = sile
         forget(out)
         return {}
     task["recipe"] = Recipe.from_dict(task["recipe"])
+    if "limit" in task:
+        task["limit"] = limit_of(**task["limit"])
     options: dict[str, Any] = {**task, "force": head["force"] or len(sparsities) > 1, "progress": progress}
     if command == "calibrate":
         calibrate(out=out, **{name: value for name, value in options.items() if name not in ("calibrated", "dtype")})

@@ -19,6 +19,7 @@ from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, first_channels_, plan_counts, prepare_
 from .journal import Journal
+from .limits import Limit, said_as
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
 from .memory import batch_tokens_on, within_memory
@@ -30,6 +31,7 @@ from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
 from .sites import Site, find_sites, weight_of
+from .sizing import sized_by
 from .speed import prefill_speed
 from .stock import stock_config
 from .tasks import task_of
@@ -107,10 +109,21 @@ def planned(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     }
 
 
-def dry_run(model: str | Path, recipe: Recipe, **access: Any) -> dict[str, Any]:
-    """What `prune` would remove under a recipe, from the model's config alone."""
-    shapes = skeleton(find_model(model, **access))
-    return planned(shapes, prepare_(shapes, recipe, narrow_hidden=first_channels_))
+def dry_run(
+    model: str | Path,
+    recipe: Recipe,
+    *,
+    plan: str | Path | None = None,
+    limit: Limit | None = None,
+    **access: Any,
+) -> dict[str, Any]:
+    """What `prune` would remove under a recipe, a plan or a limit, from the model's config alone."""
+    source = find_model(model, **access)
+    size = sized_by(plan, limit, source, recipe)
+    counts = size.decided.counts if size.decided is not None else None
+    shapes = skeleton(source)
+    found = planned(shapes, prepare_(shapes, size.recipe, narrow_hidden=first_channels_, counts=counts))
+    return {**found, "notes": [*size.notes, *found["notes"]], "recipe": size.recipe.to_dict()}
 
 
 @writes
@@ -122,6 +135,8 @@ def prune(
     text: str | Path | None = None,
     calibrated: str | Path | None = None,
     journal: str | Path | None = None,
+    plan: str | Path | None = None,
+    limit: Limit | None = None,
     dtype: str | None = None,
     device: str | None = None,
     compute_dtype: str = "float32",
@@ -142,6 +157,8 @@ def prune(
             the recipe repairs.
         journal: a file for the search for widths, where the recipe makes one: written as it goes, and read when it is
             there, so that an interrupted search goes on where it stopped.
+        plan: a file of `prunelm.plan`, edited or not, which says the recipe and what stays in each site.
+        limit: a budget in other units, in place of the recipe's sparsity; see `prunelm.limit_of`.
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         device: where the model computes: `cpu`, `cuda`, `cuda:1` or `mps`; by default a GPU of CUDA where there is one.
         compute_dtype: of the model while it is pruned; statistics and solves are in float64 whatever it is.
@@ -155,27 +172,37 @@ def prune(
         PruneLMError: one line that says what to do; nothing was written.
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
-    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
+    access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
+    check_target(out, force=force)
+    size = sized_by(plan, limit, find_model(model, **access), chosen)
     if calibrated is not None:
-        _check_no_hidden(chosen, "a saved calibration, which has seen all the channels")
-    files = _files(model, [chosen], [Path(out)], text, dtype, force, access, compute_dtype, seen=calibrated is not None)
-    outlook = load_calibration(calibrated, source=files.source, recipe=chosen) if calibrated is not None else None
+        _check_no_hidden(size.recipe, "a saved calibration, which has seen all the channels")
+    seen = calibrated is not None
+    files = _files(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
+    outlook = load_calibration(calibrated, source=files.source, recipe=size.recipe) if calibrated is not None else None
 
-    with workbench(out, files.task([chosen], journal, calibrated), command="prune", force=force) as bench:
+    task = {**files.task([chosen], journal, calibrated), "plan": _lasting(plan), "limit": said_as(limit)}
+    with workbench(out, task, command="prune", force=force) as bench:
 
         def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
             progress("loading", 0, 1)
             dense = files.load()
             progress("loading", 1, 1)
             part = bench.part(f"batches-of-{batch_tokens}")
-            batches, refit = files.read(dense, chosen, batch_tokens, part)
+            batches, refit = files.read(dense, size.recipe, batch_tokens, part)
             part.check(files.inputs(batches, refit, calibrated))
-            kept = _journal(journal, files.source, [chosen], batches)
-            return dense, prune_(
-                dense, batches, chosen, refit=refit, outlook=outlook, journal=kept, bench=part, progress=progress
-            )
+            kept = _journal(journal, files.source, [size.recipe], batches)
+            fit, view = size, outlook
+            if limit is not None and fit.decided is None and fit.recipe.decides_by_looking:
+                beside, job = bench.part(f"look-in-batches-of-{batch_tokens}"), prepare_(dense, fit.recipe)
+                view = view or look_at(dense, batches, fit.recipe, job, progress, kept, beside)
+                fit = sized_by(None, limit, files.source, chosen, view)
+                dense = files.load() if fit.recipe.bias else dense
+            options: dict[str, Any] = {"refit": refit, "outlook": view, "decided": fit.decided, "journal": kept}
+            report = prune_(dense, batches, fit.recipe, bench=part, progress=progress, **options)
+            return dense, replace(report, asked=fit.asked, notes=[*fit.notes, *report.notes])
 
-        (small, report), notes = within_memory(pruned, files.source.device, chosen.length, progress)
+        (small, report), notes = within_memory(pruned, files.source.device, size.recipe.length, progress)
         report.notes.extend(notes)
         progress("saving", 0, 1)
         files.save(small, report, Path(out))
@@ -521,6 +548,17 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _lasting(place: str | Path | None) -> str | None:
     """A path that means the same from another folder; hub names stay."""
     return None if place is None else str(Path(place).resolve()) if Path(place).exists() else str(place)
+
+
+def read_batches(model: PreTrainedModel, source: Source, recipe: Recipe, text: str | Path | None) -> Batches:
+    """The batches that a recipe's criteria read, from a text file or by the model itself.
+
+    Raises:
+        DataError: the text cannot be read, or is too short.
+    """
+    documents, labels = _read_text(text, recipe) if text is not None else (None, None)
+    name = Path(text).name if text is not None else None
+    return calibration_batches(model, load_tokenizer(source), recipe, documents, labels=labels, name=name)[0]
 
 
 def _journal(path: str | Path | None, source: Source, sizes: Sequence[Recipe], calibration: Batches) -> Journal | None:

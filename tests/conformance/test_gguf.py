@@ -15,10 +15,13 @@ import prunelm
 from prunelm.checkpoint import save
 from prunelm.data import Batches
 from prunelm.errors import CheckpointError, UnsupportedModelError
-from prunelm.gguf_export import TYPES, largest_error
+from prunelm.gguf_export import largest_error
+from prunelm.loading import find_model
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites, narrow_
+from prunelm.sizing import overhead_bytes
+from prunelm.storage import WRITTEN, stored_after, stored_bytes
 from prunelm.testing import tiny_model
 
 NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
@@ -140,7 +143,7 @@ def test_frequency_factors_are_those_of_the_formula(written, tmp_path):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(TYPES))
+@pytest.mark.parametrize("kind", list(WRITTEN))
 def test_types_keep_their_precision(written, tmp_path, kind):
     folder, model = written("llama", False)
     found = prunelm.export(folder, tmp_path / "out.gguf", type=kind)
@@ -149,9 +152,9 @@ def test_types_keep_their_precision(written, tmp_path, kind):
     for tensor in GGUFReader(tmp_path / "out.gguf").tensors:
         if tensor.name == "blk.0.ffn_up.weight":
             wanted = model.model.layers[0].mlp.up_proj.weight.detach().numpy()
-            assert tensor.tensor_type == TYPES[kind]
+            assert tensor.tensor_type == WRITTEN[kind]
             gap = np.abs(gguf.dequantize(tensor.data, tensor.tensor_type) - wanted)
-            assert (gap <= largest_error(wanted, TYPES[kind])).all()
+            assert (gap <= largest_error(wanted, WRITTEN[kind])).all()
             assert (gap > 0).any() == (kind != "f32")
         elif "norm" in tensor.name:
             assert tensor.tensor_type == GGMLQuantizationType.F32
@@ -334,3 +337,15 @@ def test_llama_cpp_computes_the_same(written, tmp_path, case, uneven):
     for text in WORDS:
         assert llama.tokenize(text.encode(), add_bos=False) == tokenizer()(text)["input_ids"]
     llama.close()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_bytes_are_foreseen_exactly(written, tmp_path, case, kind):
+    folder, model = written(case, True)
+    prunelm.export(folder, tmp_path / "out.gguf", type=kind)
+    sites = find_sites(model)
+    foreseen = stored_bytes(stored_after(model, sites, {}), kind)
+    tensors = GGUFReader(tmp_path / "out.gguf").tensors
+    assert foreseen == sum(int(t.n_bytes) for t in tensors if t.name != "rope_freqs.weight")
+    assert (tmp_path / "out.gguf").stat().st_size <= foreseen + overhead_bytes(find_model(folder)) + 160 * len(tensors)

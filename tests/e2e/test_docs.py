@@ -84,7 +84,7 @@ def workplace(tiny_folder, text_file, tmp_path_factory):
 def test_the_commands_of_the_readme_run(workplace):
     lines = command_lines(ROOT / "README.md")
     assert {words[0] for words in lines} == {
-        *("inspect", "prune", "calibrate", "repair", "evaluate", "report", "compare", "list")
+        *("inspect", "plan", "prune", "calibrate", "repair", "evaluate", "report", "compare", "list")
     }
     calls = [[*words, *(o for key, options in SMALLER.items() if key in words for o in options)] for words in lines]
     printed = run("-c", ONE_AFTER_ANOTHER, json.dumps(calls), MARK, cwd=workplace).split(MARK)[1:]

@@ -1,0 +1,254 @@
+"""Plans and budgets through the command line: what is asked for is met exactly, and edits are what is pruned."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from prunelm.loading import find_model, load_model
+from prunelm.sites import find_sites
+from prunelm.workbench import Workbench
+
+FREE = ("--recipe", "l1")
+ONE = (*FREE, "--multiple-of", "1")
+SMALL = ("--samples", "8", "--length", "32")
+
+
+@pytest.fixture(autouse=True)
+def unproven(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written folders are not opened in a fresh process, which is tested elsewhere and slow."""
+    if request.node.name != "test_edits_are_what_is_pruned":
+        monkeypatch.setattr("prunelm.checkpoint.prove_folder", lambda _model, _folder: 0.0)
+
+
+@pytest.fixture(scope="module")
+def planned(cli: Callable[..., Any], tiny_folder: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    """A plan of the tiny Llama; do not write there."""
+    path: Path = tmp_path_factory.mktemp("plans") / "plan.json"
+    ran = cli("plan", tiny_folder("llama"), path, "--sparsity", "0.3", *ONE)
+    assert ran.code == 0, ran
+    assert "29.55% of the blocks" in ran.out
+    assert "predicted KL: recipe 'l1' prices nothing" in ran.err
+    return path
+
+
+def edited(planned: Path, target: Path, *pairs: tuple[str, str]) -> Path:
+    text = planned.read_text()
+    for pattern, new in pairs:
+        text, count = re.subn(pattern, new, text, count=1)
+        assert count, pattern
+    target.write_text(text)
+    return target
+
+
+def error_of(ran: Any) -> str:
+    lines = [line for line in ran.err.splitlines() if not line.startswith("recipe: ")]
+    assert ran.code == 1, ran
+    assert len(lines) == 1, ran
+    assert lines[0].startswith("error: ")
+    return str(lines[0])
+
+
+def test_a_plan_as_it_is_gives_what_the_sparsity_gives(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], planned: Path, tmp_path: Path
+) -> None:
+    assert cli("prune", tiny_folder("llama"), tmp_path / "a", "--plan", planned).code == 0
+    assert cli("prune", tiny_folder("llama"), tmp_path / "b", "--sparsity", "0.3", *ONE).code == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all((one[name] == other[name]).all() for name in one.keys() | other.keys())
+    facts = json.loads((tmp_path / "a" / "pruning.json").read_text())
+    assert facts["asked"] == {"plan": "plan.json"}
+
+
+def test_edits_are_what_is_pruned(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], planned: Path, tmp_path: Path
+) -> None:
+    pairs = ((r'"per_block": false', '"per_block": true'), (r'"0.ffn": {.*}', '"0.ffn": {"kept": [10, 3, 1]}'))
+    mine = edited(planned, tmp_path / "mine.json", *pairs, (r'("1.ffn": {.*"keep": )\d+', r"\g<1>7"))
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "out", "--plan", mine)
+    assert ran.code == 0, ran
+    facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    assert facts["sites"]["0.ffn"]["kept"] == [1, 3, 10]
+    assert len(facts["sites"]["1.ffn"]["kept"]) == 7
+    assert facts["recipe"]["sparsity"] == pytest.approx(144 * (37 + 33) / 25_344)
+    shown = cli("plan", "--diff", planned, mine)
+    assert re.search(r"0\.ffn.* 14 .* 3 .*-1,584", shown.out)
+    assert "-2,592" in shown.out
+    assert cli("plan", "--diff", planned, planned).out == "The two plans keep the same units.\n"
+    again = cli("plan", tiny_folder("llama"), "--plan", mine, "--json")
+    assert json.loads(again.out)["rows"][0]["units"]["ffn"] == [3, 40]
+
+
+def test_every_line_that_cannot_be_used_is_named(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], planned: Path, tmp_path: Path
+) -> None:
+    pairs = [
+        (r'"ridge": [\d.]+', '"ridge": -3.0'),
+        (r'("0.attention": {.*"keep": )\d+', r"\g<1>-4"),
+        (r'"0.ffn"', '"0.fn"'),
+        (r'"1.attention": {"units": 3', '"1.attention": {"units": 4'),
+        (r'"1.ffn": {.*}', '"1.ffn": {"kept": [1, 1]}'),
+    ]
+    bad = edited(planned, tmp_path / "bad.json", *pairs)
+    lines = {name: n for n, line in enumerate(bad.read_text().splitlines(), 1) for name in line.split('"')[1:2] if name}
+    line = error_of(cli("prune", tiny_folder("llama"), tmp_path / "out", "--plan", bad))
+    assert "5 lines cannot be used" in line
+    assert f"line {lines['ridge']}: ridge must be a number from 0 up, got -3.0" in line
+    assert f"line {lines['0.attention']}: 0.attention keeps -4 of 3 units" in line
+    assert f"line {lines['0.fn']}: this model has no site '0.fn'. Did you mean '0.ffn'?" in line
+    assert f"line {lines['1.attention']}: 1.attention has units 4, and the model's is 3" in line
+    assert f"line {lines['1.ffn']}: 1.ffn keeps unit 1 more than once" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([(r'("0.ffn": {.*"keep": )\d+', r"\g<1>0")], "0.ffn keeps 0 units, at least 1 must stay"),
+        ([(r'("0.ffn": {.*"keep": )\d+', r"\g<1>true")], "0.ffn must say how many units it keeps, got true"),
+        ([(r'("0.ffn": {.*"keep": )\d+', r"\g<1>3")], "and others .*, but a stock config says one number"),
+        ([(r'"0.ffn": {.*}', '"0.ffn": 3')], r'0.ffn must be an object like {"keep": 40}, got 3'),
+        ([(r'"keep"', '"keeps"')], "unknown field 'keeps'. Did you mean 'keep'"),
+        ([(r'"0.ffn": {.*}', '"0.ffn": {"kept": [40]}')], "keeps unit 40, but its units are 0 to 39"),
+        ([(r'"0.ffn": {.*}', '"0.ffn": {"kept": [4], "keep": 2}')], "keeps 2 units and names 1"),
+        ([(r'"1.ffn"', '"0.ffn"')], "'0.ffn' is there 2 times"),
+        ([(r'"format": 1', '"format": 9')], "line 2: format 9 is not known here"),
+        ([(r'"sites": {', '"sites": [')], "is not valid JSON"),
+        ([(r'\n "sites"', '\n "site"')], "line 47: unknown field 'site'. Did you mean 'sites'"),
+        ([(r"[0-9a-f]{64}", "0" * 64)], "made for other weights"),
+    ],
+)
+def test_nonsense_in_a_plan(
+    pairs: list[tuple[str, str]],
+    says: str,
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    planned: Path,
+    tmp_path: Path,
+) -> None:
+    bad = edited(planned, tmp_path / "bad.json", *pairs)
+    assert re.search(says, error_of(cli("prune", tiny_folder("llama"), tmp_path / "out", "--plan", bad)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_removes_nothing_or_is_not_there(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], planned: Path, tmp_path: Path
+) -> None:
+    whole = edited(planned, tmp_path / "whole.json", (r'  "0.ffn": .*\n.*\n  "1.ffn": .*', '  "0.ffn": {"keep": 40}'))
+    out = tmp_path / "out"
+    assert "there is nothing to remove" in error_of(cli("prune", tiny_folder("llama"), out, "--plan", whole))
+    missing = error_of(cli("prune", tiny_folder("llama"), out, "--plan", tmp_path / "no.json"))
+    assert "cannot be read: No such file" in missing
+    assert "made for a llama model" in error_of(cli("prune", tiny_folder("gpt2"), out, "--plan", planned))
+    both = error_of(cli("prune", tiny_folder("llama"), out, "--plan", planned, "--sparsity", "0.2"))
+    assert "are 2 budgets" in both
+    there = error_of(cli("prune", tiny_folder("llama"), out, "--plan", planned, "--ridge", "1"))
+    assert "--ridge cannot be said here: edit it there" in there
+    assert "no budget is given" in error_of(cli("prune", tiny_folder("llama"), out))
+    assert "exists" in error_of(cli("plan", tiny_folder("llama"), planned, "--sparsity", "0.2"))
+    assert "no model is named" in error_of(cli("plan", "--sparsity", "0.2"))
+
+
+@pytest.mark.parametrize("recipe", ["l1", "sensitivity"])
+def test_parameters_are_met_within_one_step(
+    recipe: str, cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    options = ("--recipe", recipe, "--multiple-of", "1", "--text", text_file, *SMALL)
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "out", "--params", "33000", *options)
+    assert ran.code == 0, ran
+    facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    asked = facts["asked"]
+    assert 33_000 - asked["step"] < facts["parameters"]["after"] <= 33_000
+    assert asked["step"] == {"l1": 2 * 144, "sensitivity": 144}[recipe]
+    assert facts["recipe"]["sparsity"] == asked["sparsity"]
+    assert "--params 33000 is sparsity" in ran.err
+
+
+def test_a_plan_by_looking_says_what_to_expect(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    options = ("--recipe", "sensitivity", "--multiple-of", "1")
+    text = ("--text", text_file, *SMALL)
+    wanted = "decides widths by looking at the model: give --text"
+    assert wanted in error_of(cli("plan", tiny_folder("llama"), "--sparsity", "0.3", *options))
+    ran = cli("plan", tiny_folder("llama"), tmp_path / "plan.json", "--sparsity", "0.3", *options, *text, "--json")
+    assert ran.code == 0, ran
+    *rows, total = json.loads(ran.out)["rows"]
+    assert 0 < total["kl"] == pytest.approx(sum(row["kl"] or 0 for row in rows))
+    assert cli("prune", tiny_folder("llama"), tmp_path / "out", "--plan", tmp_path / "plan.json", *text[:2]).code == 0
+    widths = json.loads((tmp_path / "out" / "pruning.json").read_text())["widths"]
+    assert [widths[f"{row['block']}.ffn"]["units"] for row in rows[:2]] == [row["units"]["ffn"][0] for row in rows[:2]]
+
+
+def test_bytes_fit_and_the_plan_says_of_what(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "out", "--fit", "90KB@f16+100", *ONE, "--sites", "ffn")
+    assert ran.code == 0, ran
+    found = json.loads((tmp_path / "out" / "pruning.json").read_text())["asked"]["found"]
+    model = load_model(find_model(tmp_path / "out"))
+    assert found["f16 cache of 100 tokens"] == 2 * 2 * model.config.num_key_value_heads * 8 * 100 * 2
+    matrices = sum(p.numel() * (2 if p.dim() > 1 else 4) for p in model.parameters())
+    assert found["weights as f16"] == matrices
+    unit = 2 * 2 * 144
+    assert 90_000 - unit < sum(found.values()) <= 90_000
+    assert find_sites(model)[1].n_units < 40
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (
+            ("--params", "3k"),
+            r"3,000 parameters cannot be reached: .* 14,640 parameters \(embeddings, norms\)",
+        ),
+        (("--params", "1B"), "has 39,984 parameters, and 1,000,000,000 are allowed: no unit has to go"),
+        (("--fit", "10KB@q8_0"), "10,000 bytes cannot be reached: with the fewest units"),
+        (("--fit", "1GB@q9"), "unknown format 'q9'"),
+    ],
+)
+def test_budgets_that_cannot_be(
+    option: tuple[str, str], says: str, cli: Callable[..., Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert re.search(says, error_of(cli("prune", tiny_folder("llama"), tmp_path / "out", *option, *ONE)))
+    assert re.search(says, error_of(cli("prune", tiny_folder("llama"), tmp_path / "out", *option, *ONE, "--dry-run")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_blocks_have_no_other_budget(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "blocks.toml"
+    recipe.write_text('held_out = 0.125\n[policy]\nlayers = "block"\npool = "all"\n')
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "out", "--params", "30k", "--recipe", recipe)
+    assert "drops whole blocks: its size is said by --sparsity only" in error_of(ran)
+
+
+def test_an_interrupted_run_to_a_budget_goes_on(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--params", "33000", "--recipe", "obs", "--multiple-of", "1", "--text", text_file, *SMALL)
+    assert cli("prune", tiny_folder("llama"), tmp_path / "whole", *options).code == 0
+    put = Workbench.put
+
+    def dies(self: Workbench, name: str, step: Any) -> None:
+        put(self, name, step)
+        if name == "block-0":
+            raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workbench, "put", dies)
+        patched.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+        assert cli("prune", tiny_folder("llama"), tmp_path / "out", *options).code == 9
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 0, ran
+    one, other = (json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("whole", "out"))
+    assert one == other
