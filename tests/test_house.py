@@ -12,7 +12,7 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
-    {"registry", "policy", "locking", "placement"},
+    {"registry", "policy", "locking", "placement", "gguf_header", "forms"},
     {"writing"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
     {"stream", "plan", "architectures", "stock", "hidden"},

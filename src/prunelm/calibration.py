@@ -12,13 +12,24 @@ from safetensors.torch import save_file
 
 from .allocation import Outlook
 from .errors import CalibrationError
+from .forms import check_form, damage_answered
 from .loading import Source, read_json
 from .recipe import Recipe
 from .survey import Survey
 from .writing import new_folder
 
-FORMAT = 2
+FORMAT = 3
 FACTS, NUMBERS = "calibration.json", "calibration.safetensors"
+_FORM = {
+    "model": {"family": str, "weights": {str: str}},
+    "recipe": dict,
+    "calibration": {"tokens?": int},
+    "numbers": str,
+    "prices": {str: [[float]]},
+    "curvatures": {str: float},
+    "search_prices": {str: float},
+    "notes": [str],
+}
 DECIDES = (
     "allocator",
     "per_block",
@@ -52,10 +63,14 @@ def fingerprint(source: Source) -> dict[str, Any]:
     files = sorted(source.folder.glob("*.safetensors")) if source.gguf is None else [source.folder / source.gguf]
     digests = {}
     for file in files:
-        with file.open("rb") as opened:
-            digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+        digests[file.name] = _digest(file)
     family = "gguf" if source.gguf is not None else str(source.config()["model_type"])
     return {"family": family, "weights": digests}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def save_calibration(
@@ -81,6 +96,7 @@ def save_calibration(
     }
     with new_folder(out, force=force) as folder:
         save_file({name: value.contiguous() for name, value in numbers.items()}, folder / NUMBERS)
+        facts["numbers"] = _digest(folder / NUMBERS)
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -88,7 +104,8 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
     """What `save_calibration` wrote, for this very model and a recipe that would have seen the same.
 
     Raises:
-        CalibrationError: no such folder, damaged, or made from another model or recipe; says what differs.
+        CalibrationError: no such folder, numbers damaged, or made from another model or recipe; says what differs.
+        CheckpointError: the facts are damaged; says where.
     """
     folder = Path(path)
     if not (folder / FACTS).is_file() or not (folder / NUMBERS).is_file():
@@ -96,6 +113,7 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
     facts = read_json(folder / FACTS)
     if facts.get("format") != FORMAT:
         raise CalibrationError(f"{folder}: format {facts.get('format')!r} is not known here. Calibrate again.")
+    check_form(facts, _FORM, folder / FACTS)
     _same_model(folder, facts["model"], fingerprint(source))
     mine = recipe.to_dict()
     for name in DECIDES:
@@ -104,6 +122,8 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
                 f"{folder}: made with {name} = {facts['recipe'].get(name)!r}, but the recipe says {mine[name]!r}. "
                 "Calibrate again, or use the same recipe."
             )
+    if _digest(folder / NUMBERS) != facts["numbers"]:
+        raise CalibrationError(f"{folder / NUMBERS}: damaged or cut short (another sha256). Calibrate again.")
     scores: dict[str, torch.Tensor] = {}
     curves: dict[str, torch.Tensor] = {}
     try:
@@ -115,7 +135,8 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
         raise CalibrationError(f"{folder / NUMBERS}: damaged or cut short ({error}). Calibrate again.") from error
     if not all(bool(torch.isfinite(value).all()) for value in (*scores.values(), *curves.values())):
         raise CalibrationError(f"{folder / NUMBERS}: holds numbers that are not finite. Calibrate again.")
-    prices = {key: [(int(o), float(kl)) for o, kl in points] for key, points in facts["prices"].items()}
+    with damage_answered(folder / FACTS):
+        prices = {key: [(int(o), float(kl)) for o, kl in points] for key, points in facts["prices"].items()}
     text = facts["calibration"]
     note = f"what was seen of the dense model comes from {folder.name} ({text.get('tokens', 0):,} tokens)"
     return Outlook(

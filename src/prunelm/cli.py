@@ -567,6 +567,7 @@ def _evaluate_parts(
     access: dict[str, Any],
 ) -> None:
     """Run the suite and show what it found."""
+    from .forms import damage_answered
     from .suite import Setting
     from .suite.measuring import measure
     from .suite.summary import notes, summary
@@ -581,12 +582,14 @@ def _evaluate_parts(
         found = measure(
             model, text, against=against, parts=names, out=out_file, setting=chosen, progress=progress, **access
         )
-    _notes(notes(found))
+    with damage_answered(out_file or "the evaluation"):
+        said, rows = notes(found), summary(found)
+    _notes(said)
     if as_json:
         _print_json(found)
         return
     table = Table("", *(["dense"] if found["against"] else []), "model", "compared")
-    for row in summary(found):
+    for row in rows:
         table.add_row(*(row if found["against"] else (row[0], *row[2:])))
     out.print(table, soft_wrap=False)
     if out_file is not None:

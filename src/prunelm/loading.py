@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
+from .forms import check_form
 from .hidden import built_width, narrow_hidden_
 from .per_block import stock_names
 from .placement import CPU, find_device, placed
@@ -50,6 +50,20 @@ _DAMAGED = (
     ValueError,
     ZeroDivisionError,
 )
+_PLAN = {
+    "loader": str,
+    "widths": {str: {str: int}},
+    "base_model?": str,
+    "recipe?": {"unit?": str},
+    "parameters?": {str: (int, float)},
+    "sites?": {str: {"units": int, "kept": [int]}},
+    "hidden?": (None, {"units": int, "kept": [int]}),
+    "dropped_blocks?": [int],
+    "calibration?": {str: {"tokens?": int, "ngrams?": {"modulus": int, "hashes": str}}},
+    "notes?": [str],
+    "versions?": {str: str},
+}
+"""What is read of a pruning.json, here and elsewhere."""
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -82,15 +96,10 @@ class Source:
                 f"{path}: format {plan.get('format')!r} is not known here (this version reads {FORMAT}). "
                 "Upgrade prunelm, or prune the dense model again."
             )
-        _check_widths(path, plan.get("widths"))
-        return plan
-
-
-def _check_widths(path: Path, widths: Any) -> None:
-    sites = widths.values() if isinstance(widths, dict) else [None]
-    for sizes in sites:
-        if not isinstance(sizes, dict) or not all(isinstance(n, int) and n >= 0 for n in sizes.values()):
+        check_form(plan, _PLAN, path)
+        if any(n < 0 for sizes in plan["widths"].values() for n in sizes.values()):
             raise CheckpointError(f"{path}: widths must hold whole numbers from 0 up per site; the file is damaged")
+        return plan
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -164,7 +173,7 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise CheckpointError(f"{index}: it has no weight_map of file names")
         files = [folder / name for name in sorted(set(shards.values()))]
-        outside = [f.name for f in files if f.parent.resolve() != folder.resolve()]
+        outside = [f.name for f in files if f.name == ".." or f.parent.resolve() != folder.resolve()]
         if outside:
             raise CheckpointError(f"{index}: {outside[0]!r} lies outside the folder")
     else:
@@ -191,23 +200,13 @@ def check_gguf(path: Path) -> None:
     Raises:
         CheckpointError: says whether it is missing, damaged, or cut short.
     """
-    from gguf import GGUFReader
+    from .gguf_header import gguf_end
 
     if not path.is_file():
         raise CheckpointError(f"no such model: there is no file {str(path)!r}")
     try:
-        reader = GGUFReader(path)
-        end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        OverflowError,
-        MemoryError,
-        TypeError,
-        struct.error,
-        OSError,
-    ) as error:
+        end = gguf_end(path)
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a GGUF file, or damaged ({error}). Get the file again.") from error
     if end == 0 or end > path.stat().st_size:
         raise CheckpointError(

@@ -12,20 +12,30 @@ from .errors import CheckpointError
 from .loading import FORMAT
 from .sites import Site, find_sites, weight_of
 
+UNITS = ("group", "query")
 TOLERANCE = 0.02
 """Largest relative distance of a unit's producer rows to those of the dense unit that it is taken for."""
 Kept = dict[str, Int[Tensor, " kept"]]
 
 
 def planned_units(plan: Mapping[str, Any] | None, dense: PreTrainedModel) -> tuple[Kept, str] | None:
-    """The kept units that a pruning.json names and the kind of its units, if it is about a model of these sizes."""
-    if plan is None or plan.get("format") != FORMAT:
+    """The kept units that a pruning.json names and the kind of its units, if it is about a model of these sizes.
+
+    Raises:
+        CheckpointError: it names units that there are not.
+    """
+    if plan is None or plan.get("format") != FORMAT or "sites" not in plan:
         return None
-    unit = plan["recipe"]["unit"]
+    unit = plan.get("recipe", {}).get("unit")
+    if unit not in UNITS:
+        return None
     entries = plan["sites"]
     sites = {site.key: site for site in find_sites(dense, unit)}
     if not set(entries) <= set(sites) or any(entries[key]["units"] != sites[key].n_units for key in entries):
         return None
+    for key, entry in entries.items():
+        if entry["kept"] != sorted(set(entry["kept"]) & set(range(entry["units"]))):
+            raise CheckpointError(f"pruning.json: the kept units of {key} are none of a site of {entry['units']} units")
     return {key: torch.tensor(entry["kept"]) for key, entry in entries.items()}, unit
 
 
@@ -36,7 +46,7 @@ def matched_units(dense: PreTrainedModel, pruned: PreTrainedModel) -> tuple[Kept
         CheckpointError: another depth or shape, or rows of the pruned model that the dense one does not have.
     """
     problem = ""
-    for unit in ("group", "query"):
+    for unit in UNITS:
         whole, small = find_sites(dense, unit), find_sites(pruned, unit)
         if [site.key for site in whole] != [site.key for site in small]:
             raise CheckpointError(

@@ -347,7 +347,7 @@ def _read(name: str | Path) -> dict[str, Any]:
         text, stem = (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), str(name)
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path.name}: not valid TOML: {error}") from error
     return {"name": stem, **data}
 

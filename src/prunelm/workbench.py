@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import CheckpointError, DeviceError, ResumeError
+from .forms import check_form
 from .journal import Journal
 from .placement import deterministic
 from .results import versions
@@ -28,6 +29,14 @@ from .writing import explained, write_whole
 
 FORMAT = 1
 HEAD, INPUTS = "task.json", "inputs.json"
+_HEAD_FORM = {
+    "command": str,
+    "task": {"recipe": dict, "sparsities": [float]},
+    "force": bool,
+    "replaces": (None, int),
+    "threads": int,
+    "deterministic": bool,
+}
 WORTH_KEEPING = 60.0
 """Seconds of work from which on an interrupt leaves it for later; a kill leaves it always."""
 RESUMABLE = ("prune", "calibrate")
@@ -165,6 +174,7 @@ def unfinished(out: str | Path) -> dict[str, Any]:
     """What was asked of the unfinished work on `out`: its `command`, `task`, `force`, and whether it `stands` by now.
 
     Raises:
+        CheckpointError: its head is damaged; says where.
         ResumeError: there is none.
     """
     out = Path(out)
@@ -172,6 +182,7 @@ def unfinished(out: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ResumeError(f"{out}: there is no unfinished work on it ({place_of(out)} has no {HEAD}).")
     head = _read(path)
+    check_form(head, _HEAD_FORM, path)
     differ = _differences({"format": head.get("format"), "versions": head.get("versions")}, _made_with())
     if differ:
         raise ResumeError(
@@ -233,7 +244,7 @@ def _identity(out: Path) -> int | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResumeError(f"{path}: cannot be read ({error}). Remove {path.parent} to begin anew.") from error
     if not isinstance(found, dict):
         raise ResumeError(f"{path}: not the head of any work. Remove {path.parent} to begin anew.")

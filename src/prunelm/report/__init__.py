@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..forms import damage_answered
 from ..writing import write_whole
 from .content import content
 from .gathering import Gathered, gather
@@ -23,11 +24,12 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         out: file to write; an older one is replaced.
 
     Raises:
-        CheckpointError: a folder has no pruning.json.
+        CheckpointError: a folder has no pruning.json, or a damaged file.
         OutputError: the page cannot be written.
     """
-    found = [subject for folder in folders for subject in gather(Path(folder))]
-    return write_page(found, Path(out) if out is not None else Path(folders[0]) / FILE)
+    with damage_answered(folders[0]):
+        found = [subject for folder in folders for subject in gather(Path(folder))]
+        return write_page(found, Path(out) if out is not None else Path(folders[0]) / FILE)
 
 
 def write_page(found: Sequence[Gathered], target: Path) -> Path:

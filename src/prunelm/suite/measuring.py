@@ -11,6 +11,7 @@ from ..calibration import fingerprint
 from ..card import model_card
 from ..data import JOIN, read_documents
 from ..errors import EvaluationError
+from ..forms import check_form, damage_answered
 from ..journal import Journal
 from ..loading import Source, bytes_on_disk, find_model, read_json
 from ..progress import Progress, silent
@@ -23,6 +24,14 @@ from .summary import measured
 
 FORMAT = 1
 FILE = "evaluation.json"
+_MODEL = {"name": str, "weights": str, "parameters?": int, "bytes?": int}
+_FORM = {
+    "model": _MODEL,
+    "against?": (None, _MODEL),
+    "parts": {
+        str: {"settings?": dict, "results": dict, "text?": {"name": str, "sha256": str}, "overlap?": (None, dict)}
+    },
+}
 
 
 @writes
@@ -85,7 +94,8 @@ def measure(
         if target is not None:
             write_results(target, found)
     if target is not None and target.resolve().parent == source.folder.resolve():
-        _renew_card(source, before, found, task_of(subject.model))
+        with damage_answered(target):
+            _renew_card(source, before, found, task_of(subject.model))
     return found
 
 
@@ -158,12 +168,13 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """What `measure` wrote.
 
     Raises:
-        CheckpointError: cannot be read.
+        CheckpointError: cannot be read, or damaged.
         EvaluationError: another format, or no evaluation.
     """
     data = read_json(path)
     if data.get("format") != FORMAT or not isinstance(data.get("parts"), dict):
         raise EvaluationError(f"{path}: no evaluation of format {FORMAT}. Name another file, or remove it.")
+    check_form(data, _FORM, path)
     return data
 
 
