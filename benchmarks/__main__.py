@@ -2,7 +2,7 @@
 
 `python -m benchmarks quality` measures all recipes at five sizes, `python -m benchmarks siblings` OSP, AEF, HyWIA and
 LIAR beside their ingredients, `python -m benchmarks robustness` noise and text of other kinds; all write the page.
-`--device cuda` behind the last one computes there.
+`--device cuda` behind the last one computes there. `python -m benchmarks fuzz` reads damaged files of every kind.
 """
 
 import os
@@ -11,7 +11,7 @@ import warnings
 
 from transformers.utils import logging
 
-from . import overhead, quality, robustness, siblings, table, zero_shot
+from . import fuzz, overhead, quality, robustness, siblings, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
@@ -21,11 +21,12 @@ RUNS = {
     "siblings": siblings.main,
     "zero-shot": zero_shot.main,
     "robustness": robustness.main,
+    "fuzz": fuzz.main,
     "overhead-time": overhead.times,
     "overhead": overhead.main,
 }
 
-SHORT = {"quality": ["run", "frontier"], "siblings": ["run", "siblings"], "robustness": ["run", "robustness"]}
+SHORT = {"quality": ["run", "frontier"]} | {name: ["run", name] for name in ("siblings", "robustness", "fuzz")}
 
 
 def main(words: list[str]) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .fuzz import FIXED
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES
 from .record import read
 from .robustness import HOME
@@ -35,6 +36,7 @@ def write() -> None:
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
         *_overhead(read("overhead")),
+        *_fuzz(read("fuzz")),
     ]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
@@ -331,3 +333,31 @@ def _overhead(entries: Mapping[str, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _fuzz(entries: Mapping[str, Any]) -> list[str]:
+    """Damaged files of every kind, and what became of them."""
+    if not entries:
+        return []
+    lines = [
+        "## Damaged files",
+        "",
+        "`python -m benchmarks fuzz`: whole files with small edits (JSON values replaced, taken away, added, nested; "
+        "bits flipped, bytes put in, numbers overwritten, cut short), or bytes that are nothing at all, made by "
+        "hypothesis from a fixed seed. Refused means one line that says why. Memory is what Python allocates beyond "
+        f"twice the file, {FIXED / 2**20:g} MiB of which are allowed as the reader's own.",
+        "",
+        _row(["kind", "files", "refused", "crashes", "hangs", "too much memory", "most memory, kB", "longest, s"]),
+        _row(["---"] * 8),
+    ]
+    for name, found in entries.items():
+        counts = (
+            found["files"],
+            found["refused"],
+            len(found["crashes"]),
+            found["hangs"],
+            len(found["too_much_memory"]),
+        )
+        most = (f"{found['most_bytes_beyond_twice'] / 1e3:,.0f}", f"{found['most_seconds']:.2f}")
+        lines.append(_row([name, *(f"{count:,}" for count in counts), *most]))
+    return [*lines, ""]
