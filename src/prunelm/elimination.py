@@ -69,19 +69,21 @@ def _block(
     removed, price = [], []
     for k in range(size):
         cost = torch.where(keep, energy.clamp_min(0) / pivot, torch.inf)
-        j = int(cost.argmin())
+        # The place stays a tensor: a GPU is never waited for within a block.
+        least, at = cost.min(0, keepdim=True)
         c, a = columns[:, :k], tails[:, :k]
-        h = inverse[:, j] - c @ (pivots[:k] * c[j])
-        s = cross[:, j] - a @ c[j] - c @ a[j]
-        columns[:, k] = h / h[j]
-        tails[:, k] = s - columns[:, k] * (s[j] / 2)
-        pivots[k] = h[j]
+        own, other = c.index_select(0, at)[0], a.index_select(0, at)[0]
+        h = inverse.index_select(1, at)[:, 0] - c @ (pivots[:k] * own)
+        s = cross.index_select(1, at)[:, 0] - a @ own - c @ other
+        pivots[k : k + 1] = h.index_select(0, at)
+        columns[:, k] = h / pivots[k]
+        tails[:, k] = s - columns[:, k] * (s.index_select(0, at) / 2)
         energy -= 2 * tails[:, k] * columns[:, k]
         pivot -= pivots[k] * columns[:, k].square()
-        keep[j] = False
-        removed.append(j)
-        price.append(cost[j])
-    return torch.tensor(removed, device=cross.device), torch.stack(price), keep, columns, tails, pivots
+        keep.index_fill_(0, at, False)
+        removed.append(at)
+        price.append(least)
+    return torch.cat(removed), torch.cat(price), keep, columns, tails, pivots
 
 
 def _groups(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import CalibrationError
-from .gradients import differentiable, sequences_of
+from .gradients import differentiable
 from .losses import drawn_loss
+from .moments import products
 from .placement import statistics_device
 from .sites import Site, weight_of
 from .stream import Batch
@@ -24,7 +25,7 @@ def output_fisher(
     G = (tokens / rows) x E[g g^T], g the gradient of -log p(y) with respect to the consumer's output at one token and
     y drawn from the model's own prediction; `rows` are what the divergence is a mean over (tokens, or sequences of a
     classifier). A model without a head is asked for random signs of its last hidden state instead. One backward pass
-    for each sequence; the pairs of different tokens are left out.
+    for each batch; the pairs of different tokens are left out.
 
     Args:
         model: in eval mode.
@@ -48,11 +49,10 @@ def output_fisher(
     try:
         with differentiable(model, [site.consumer.layer for site in sites if site.block == first]):
             for batch in batches:
-                for one in sequences_of(batch):
-                    loss, seen = drawn_loss(model, one, generator)
-                    torch.autograd.backward(loss)
-                    rows += seen
-                    model.zero_grad(set_to_none=True)
+                loss, seen = drawn_loss(model, batch, generator)
+                torch.autograd.backward(loss)
+                rows += seen
+                model.zero_grad(set_to_none=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -65,8 +65,8 @@ def output_fisher(
 def _adder(total: Tensor) -> Any:
     def on_forward(_module: nn.Module, _args: Any, output: Tensor) -> None:
         def on_backward(gradient: Tensor) -> None:
-            g = gradient.detach().flatten(0, -2).float()
-            total.add_((g.T @ g).to(total))
+            g = gradient.detach().flatten(0, -2)
+            total.add_(products(g, g).to(total))
 
         if output.requires_grad:
             output.register_hook(on_backward)  # type: ignore[no-untyped-call]

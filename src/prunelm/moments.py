@@ -23,10 +23,10 @@ class Moments:
 
     def update(self, a: Float[Tensor, "token channel"]) -> None:
         """Add the rows of `a`; padding must have been dropped before."""
-        a = a.float().to(self.total.device)
+        a = a.to(self.total.device)
         self.tokens += a.shape[0]
         self.total += a.sum(0, dtype=torch.float64)
-        self.gram += a.T @ a if self.full else a.square().sum(0, dtype=torch.float64)
+        self.gram += products(a, a) if self.full else a.float().square().sum(0, dtype=torch.float64)
 
     def merge(self, other: "Moments") -> None:
         """Add what another accumulator has seen."""
@@ -90,11 +90,11 @@ class CrossMoments:
 
     def update(self, y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -> None:
         """Add the rows of y and x, which belong to the same tokens."""
-        x, y = (a.float().to(self.cross.device) for a in (x, y))
+        x, y = (a.to(self.cross.device) for a in (x, y))
         self.x.update(x)
         self.y_total += y.sum(0, dtype=torch.float64)
-        self.cross += y.T @ x
-        self.y_square += y.square().sum(0, dtype=torch.float64)
+        self.cross += products(y, x)
+        self.y_square += y.float().square().sum(0, dtype=torch.float64)
 
     @classmethod
     def of_layer(
@@ -157,3 +157,13 @@ class CrossMoments:
         fit = (w @ gram * w).sum() + 2 * (b * (w @ total)).sum() + n * b.square().sum()
         both = (w * cross).sum() + (b * self.y_total).sum()
         return float((self.y_square.sum() - 2 * both + fit) / self.y_square.sum().clamp_min(1e-300))
+
+
+def products(y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -> Float[Tensor, "out channel"]:
+    """Sum over tokens of y x^T, added up in float32.
+
+    Products of 16-bit numbers are exact in float32; GPUs add them up there without a copy of the activations.
+    """
+    if x.is_cuda and x.dtype == y.dtype and x.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(y.T, x, out_dtype=torch.float32)
+    return y.float().T @ x.float()

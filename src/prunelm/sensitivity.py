@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from .gradients import differentiable, gradient_of, sequences_of
+from .gradients import differentiable, gradient_of
 from .losses import answers, predicts
 from .moments import Moments
 from .plan import Budget
@@ -80,16 +80,13 @@ class Divergence:
         summed = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
         with differentiable(model, layers.values()):
             for b in self.batches:
-                batch, dense, at = self.stream.batches[b], self.dense[b], 0
-                for one in sequences_of(batch):
-                    rows = answers(model, one)
-                    torch.autograd.backward(self._summed(rows, dense[at : at + len(rows)]))
-                    at += len(rows)
-                    for key, layer in layers.items():
-                        found = gradient_of(layer)
-                        if found is not None:
-                            summed[key] += found
-                        layer.weight.grad = None
+                rows = answers(model, self.stream.batches[b])
+                torch.autograd.backward(self._summed(rows, self.dense[b]))
+                for key, layer in layers.items():
+                    found = gradient_of(layer)
+                    if found is not None:
+                        summed[key] += found
+                    layer.weight.grad = None
         return {key: gradient / self.rows for key, gradient in summed.items()}
 
     def _summed(self, now: Tensor, dense: Tensor) -> Tensor:
