@@ -118,6 +118,12 @@ def prune(
     ] = None,
     params: Params = None,
     fit: Fit = None,
+    max_ppl: Annotated[
+        str | None, typer.Option(help="Budget: perplexity on held-out text, as in +5% above dense, or 18.5.")
+    ] = None,
+    held_out_text: Annotated[
+        Path | None, typer.Option(help="Text that --max-ppl is measured on; a tenth of --text by default.")
+    ] = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="File of prunelm plan, edited or not.")] = None,
     resume: Resume = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or .toml file; goa-budget by default.")] = None,
@@ -171,7 +177,7 @@ def prune(
         _resume(resume, "prune", model, as_json)
         return
     model, out_folder = _given(MODEL=model, OUT=out_folder)
-    limit = _limit(sparsity, plan_file, params=params, fit=fit)
+    limit = _limit(sparsity, plan_file, params=params, fit=fit, max_ppl=max_ppl)
     shares = _numbers(sparsity) if sparsity is not None else []
     chosen = _recipe(
         recipe,
@@ -224,7 +230,7 @@ def prune(
     }
     with _quiet(), _progress() as progress, _deterministic(deterministic):
         if len(sizes) == 1:
-            one = {"calibrated": calibrated, "plan": plan_file, "limit": limit}
+            one = {"calibrated": calibrated, "plan": plan_file, "limit": limit, "held_out_text": held_out_text}
             reports = {out_folder: run(model, out_folder, progress=progress, **one, **options)}
         else:
             reports = run_sizes(model, out_folder, shares, progress=progress, **options)

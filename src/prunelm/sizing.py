@@ -91,6 +91,12 @@ class Sizer:
         gone = job.narrowed + (job.outside if self.recipe.of == "model" else 0)
         return replace(self.recipe, sparsity=min((target + gone + 0.5) / job.budget.asked_of, math.nextafter(1, 0)))
 
+    def target_of(self, sparsity: float) -> int:
+        """The parameters of units that are a budget of a sparsity."""
+        job = self.whole.job
+        gone = job.narrowed + (job.outside if self.recipe.of == "model" else 0)
+        return max(1, math.floor(sparsity * job.budget.asked_of) - gone)
+
     def at(self, target: int) -> Trial:
         """The plan that removes at most so many parameters of units, and less than a step fewer.
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .allocation import Outlook, look_at
 from .calibration import calibration_digest, fingerprint, load_calibration, save_calibration
 from .checkpoint import save
-from .data import Batches, read_documents, read_labeled, sample_batches
+from .data import JOIN, Batches, read_documents, read_labeled, sample_batches
 from .errors import BudgetError, CheckpointError, DataError, RecipeError
 from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
@@ -19,18 +19,20 @@ from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, first_channels_, plan_counts, prepare_
 from .journal import Journal
-from .limits import Limit, said_as
+from .limits import Limit, MaxPerplexity, said_as
 from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
 from .memory import batch_tokens_on, within_memory
+from .perplexity_limit import Held, split_off
 from .placement import CPU
 from .plan import prunable
 from .progress import Progress, named, silent
-from .pruning import Report, prune_, repair_
+from .pruning import Report, repair_
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
 from .sites import Site, find_sites, weight_of
+from .sized_pruning import Run, prune_sized, prune_within
 from .sizing import sized_by
 from .speed import prefill_speed
 from .stock import stock_config
@@ -117,7 +119,13 @@ def dry_run(
     limit: Limit | None = None,
     **access: Any,
 ) -> dict[str, Any]:
-    """What `prune` would remove under a recipe, a plan or a limit, from the model's config alone."""
+    """What `prune` would remove under a recipe, a plan or a limit, from the model's config alone.
+
+    Raises:
+        BudgetError: the limit is met by measuring pruned models.
+    """
+    if isinstance(limit, MaxPerplexity):
+        raise BudgetError("--max-ppl is met by measuring pruned models: there is no dry run of that.")
     source = find_model(model, **access)
     size = sized_by(plan, limit, source, recipe)
     counts = size.decided.counts if size.decided is not None else None
@@ -137,6 +145,7 @@ def prune(
     journal: str | Path | None = None,
     plan: str | Path | None = None,
     limit: Limit | None = None,
+    held_out_text: str | Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
     compute_dtype: str = "float32",
@@ -159,6 +168,8 @@ def prune(
             there, so that an interrupted search goes on where it stopped.
         plan: a file of `prunelm.plan`, edited or not, which says the recipe and what stays in each site.
         limit: a budget in other units, in place of the recipe's sparsity; see `prunelm.limit_of`.
+        held_out_text: what a limit of perplexity is measured on; by default the last tenth of `text`, which then
+            calibrates nothing.
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         device: where the model computes: `cpu`, `cuda`, `cuda:1` or `mps`; by default a GPU of CUDA where there is one.
         compute_dtype: of the model while it is pruned; statistics and solves are in float64 whatever it is.
@@ -180,8 +191,9 @@ def prune(
     seen = calibrated is not None
     files = _files(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
     outlook = load_calibration(calibrated, source=files.source, recipe=size.recipe) if calibrated is not None else None
-
+    files, held = _held_out(files, limit, text, held_out_text)
     task = {**files.task([chosen], journal, calibrated), "plan": _lasting(plan), "limit": said_as(limit)}
+    task["held_out_text"] = _lasting(held_out_text)
     with workbench(out, task, command="prune", force=force) as bench:
 
         def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
@@ -191,16 +203,22 @@ def prune(
             part = bench.part(f"batches-of-{batch_tokens}")
             batches, refit = files.read(dense, size.recipe, batch_tokens, part)
             part.check(files.inputs(batches, refit, calibrated))
-            kept = _journal(journal, files.source, [size.recipe], batches)
-            fit, view = size, outlook
-            if limit is not None and fit.decided is None and fit.recipe.decides_by_looking:
-                beside, job = bench.part(f"look-in-batches-of-{batch_tokens}"), prepare_(dense, fit.recipe)
-                view = view or look_at(dense, batches, fit.recipe, job, progress, kept, beside)
-                fit = sized_by(None, limit, files.source, chosen, view)
-                dense = files.load() if fit.recipe.bias else dense
-            options: dict[str, Any] = {"refit": refit, "outlook": view, "decided": fit.decided, "journal": kept}
-            report = prune_(dense, batches, fit.recipe, bench=part, progress=progress, **options)
-            return dense, replace(report, asked=fit.asked, notes=[*fit.notes, *report.notes])
+            run = Run(
+                source=files.source,
+                load=files.load,
+                recipe=chosen,
+                calibration=batches,
+                refit=refit,
+                outlook=outlook,
+                journal=_journal(journal, files.source, [size.recipe], batches),
+                bench=part,
+                progress=progress,
+            )
+            if not isinstance(limit, MaxPerplexity):
+                return prune_sized(run, dense, size, limit)
+            assert held is not None
+            tokenizer = load_tokenizer(files.source)
+            return prune_within(run, dense, limit, held=held, tokenizer=tokenizer, dtype=files.dtype)
 
         (small, report), notes = within_memory(pruned, files.source.device, size.recipe.length, progress)
         report.notes.extend(notes)
@@ -530,6 +548,30 @@ def _files(
         compute_dtype=dtype_named(compute_dtype, "compute dtype"),
         force=force,
     )
+
+
+def _held_out(
+    files: _Files, limit: Limit | None, text: str | Path | None, other: str | Path | None
+) -> tuple[_Files, Held | None]:
+    """The files without the text that a limit of perplexity is measured on, and that text.
+
+    Raises:
+        DataError: there is none, it is too short, or it calibrates too; or nothing is measured on it.
+    """
+    if not isinstance(limit, MaxPerplexity):
+        if other is not None:
+            raise DataError(f"--held-out-text {other} is what --max-ppl is measured on, and no --max-ppl is given.")
+        return files, None
+    if other is not None:
+        if text is not None and Path(other).resolve() == Path(text).resolve():
+            raise DataError(f"{other} calibrates, so no perplexity on it counts: give another --held-out-text.")
+        return files, Held(name=Path(other).name, text=JOIN.join(read_documents(other)))
+    if text is None:
+        raise DataError(f"--max-ppl {limit.said} is measured on text: give --held-out-text FILE.")
+    if files.labels is not None:
+        raise DataError(f"--max-ppl {limit.said}: labeled text cannot be split: give --held-out-text FILE.")
+    kept, held = split_off(files.documents or read_documents(text), Path(text).name)
+    return replace(files, documents=kept if files.documents is not None else None), held
 
 
 def _read_text(text: str | Path, recipe: Recipe) -> tuple[list[str], list[int] | None]:

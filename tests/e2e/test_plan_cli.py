@@ -252,3 +252,41 @@ def test_an_interrupted_run_to_a_budget_goes_on(
     assert ran.code == 0, ran
     one, other = (json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("whole", "out"))
     assert one == other
+
+
+@pytest.mark.parametrize("recipe", ["obs", "sensitivity"])
+def test_perplexity_is_within_the_limit_as_it_is_written(
+    recipe: str, cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    held = tmp_path / "held.txt"
+    held.write_text(text_file.read_text()[-3000:])
+    options = ("--recipe", recipe, "--multiple-of", "1", "--dtype", "bfloat16", *SMALL)
+    model, texts = tiny_folder("llama"), ("--text", text_file, "--held-out-text", held)
+    ran = cli("prune", model, tmp_path / "out", "--max-ppl", "+0.2%", *options, *texts)
+    assert ran.code == 0, ran
+    asked = json.loads((tmp_path / "out" / "pruning.json").read_text())["asked"]
+    assert asked["perplexity"] <= asked["limit"] == pytest.approx(1.002 * asked["dense"])
+    tried = {trial["sparsity"]: trial["perplexity"] for trial in asked["trials"]}
+    assert min(value for value in tried.values() if value > asked["limit"]) > asked["perplexity"]
+    window = ("--length", asked["length"], "--max-tokens", "8192")
+    found = json.loads(cli("evaluate", tmp_path / "out", "--text", held, *window, "--json").out)
+    assert found["value"] == pytest.approx(asked["perplexity"], rel=1e-4)
+    assert f"at most {asked['limit']:.4g} allowed" in ran.err
+
+
+def test_what_perplexity_is_measured_on(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    def refused(*options: object, model: str = "llama") -> str:
+        return error_of(cli("prune", tiny_folder(model), tmp_path / "out", *options, *ONE))
+
+    text = ("--text", text_file)
+    assert "give --held-out-text" in refused("--max-ppl", "+5%")
+    assert "calibrates, so no perplexity on it counts" in refused(
+        "--max-ppl", "+5%", *text, "--held-out-text", text_file
+    )
+    assert "no --max-ppl is given" in refused("--params", "30k", "--held-out-text", text_file)
+    assert "which the dense model does not meet itself" in refused("--max-ppl", "1.5", *text)
+    assert "no next token" in refused("--max-ppl", "+5%", *text, model="bert")
+    assert "there is no dry run of that" in refused("--max-ppl", "+5%", *text, "--dry-run")
+    assert "a plan cannot" not in cli("plan", tiny_folder("llama"), "--sparsity", "0.2", *ONE).err

@@ -1,0 +1,114 @@
+"""Prune to a size that has to be found first: by looking at the dense model, or by pruning and measuring."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .allocation import Outlook, look_at
+from .data import Batches
+from .job import prepare_
+from .journal import Journal
+from .limits import Limit, MaxPerplexity
+from .loading import Source
+from .perplexity_limit import Held, Pruned, check_causal, perplexity_on, rounded_, within
+from .plan import Decided
+from .progress import Progress, named
+from .pruning import prune_
+from .recipe import Recipe
+from .sizing import Sized, Sizer, sized_by
+from .workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All of a pruning but its size: the model, what it is calibrated on, and what keeps its steps.
+
+    `recipe` is as the user said it; `outlook` what was seen of the dense model before, if anything.
+    """
+
+    source: Source
+    load: Callable[[], PreTrainedModel]
+    recipe: Recipe
+    calibration: Batches
+    refit: Batches | None
+    outlook: Outlook | None
+    journal: Journal | None
+    bench: Workbench
+    progress: Progress
+
+    def look(self, dense: PreTrainedModel, recipe: Recipe) -> Outlook:
+        """What the dense model shows, seen once."""
+        bench = self.bench.part("look")
+        job = prepare_(dense, recipe)
+        return self.outlook or look_at(dense, self.calibration, recipe, job, self.progress, self.journal, bench)
+
+    def at(
+        self, dense: PreTrainedModel, size: Sized, outlook: Outlook | None, bench: Workbench, progress: Progress
+    ) -> Pruned:
+        """The model, pruned in place to a size that was found, and the report."""
+        options: dict[str, Any] = {"refit": self.refit, "outlook": outlook, "decided": size.decided}
+        options |= {"journal": self.journal, "bench": bench, "progress": progress}
+        report = prune_(dense, self.calibration, size.recipe, **options)
+        return dense, replace(report, asked=size.asked, notes=[*size.notes, *report.notes])
+
+
+def prune_sized(run: Run, dense: PreTrainedModel, size: Sized, limit: Limit | None) -> Pruned:
+    """Prune to the size that was found already, or to a limit of parameters or bytes that needs a look first."""
+    outlook = run.outlook
+    if limit is not None and size.decided is None and size.recipe.decides_by_looking:
+        outlook = run.look(dense, size.recipe)
+        size = sized_by(None, limit, run.source, run.recipe, outlook)
+        dense = run.load() if size.recipe.bias else dense
+    return run.at(dense, size, outlook, run.bench, run.progress)
+
+
+def prune_within(
+    run: Run,
+    dense: PreTrainedModel,
+    limit: MaxPerplexity,
+    *,
+    held: Held,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+) -> Pruned:
+    """The smallest model found within a perplexity, measured with its weights as they are written.
+
+    The dense model is looked at once, where the recipe looks; the journal keeps that search only.
+
+    Raises:
+        BudgetError: not a causal model, or nothing that was tried is within the limit.
+        DataError: the held-out text fills no window.
+    """
+    check_causal(dense, limit)
+    windows = held.windows(dense, tokenizer)
+    start = perplexity_on(dense, windows, held.name)
+    outlook = run.look(dense, run.recipe) if run.recipe.decides_by_looking else run.outlook
+    del dense
+    sizer = Sizer(run.source, run.recipe, outlook)
+
+    def prune(sparsity: float) -> Pruned:
+        size = Sized(recipe=replace(run.recipe, sparsity=sparsity))
+        if outlook is not None and run.recipe.decides_by_looking:
+            trial = sizer.at(sizer.target_of(sparsity))
+            size = Sized(recipe=trial.recipe, decided=Decided(counts=trial.counts))
+        trials = replace(run, journal=None)
+        return trials.at(run.load(), size, outlook, Workbench(), named(run.progress, f"{sparsity:.4g}"))
+
+    def measure(model: PreTrainedModel) -> float:
+        rounded_(model, dtype)
+        return perplexity_on(model, windows, held.name)
+
+    model, report, asked = within(
+        limit,
+        run.recipe,
+        dense=start,
+        prune=prune,
+        measure=measure,
+        most=sizer.recipe_at(sizer.top).sparsity,
+        text=held.name,
+        progress=run.progress,
+    )
+    return model, replace(report, asked={**asked, "windows": len(windows), "length": len(windows[0])})
