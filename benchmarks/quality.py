@@ -19,7 +19,7 @@ from prunelm.demo import model_file
 from prunelm.depth import block_influence, drop_blocks_
 from prunelm.evaluation import evaluate
 from prunelm.journal import Journal
-from prunelm.loading import Source, find_model, load_model, load_tokenizer
+from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.workflow import calibration_batches
@@ -203,11 +203,6 @@ def cells_of(
     }
 
 
-def placed(model: Path, device: str) -> Source:
-    """A model that will compute on a device."""
-    return find_model(model, **({} if device == "cpu" else {"device": device}))
-
-
 def pruned_by(
     recipe: Recipe | None,
     model: Path,
@@ -217,7 +212,7 @@ def pruned_by(
     device: str = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, dict[str, Any]]:
     """The model as a recipe leaves it (as it is, without one), its tokenizer, and what is recorded of the pruning."""
-    source = placed(model, device)
+    source = find_model(model, device=device)
     tokenizer, pruned = load_tokenizer(source), load_model(source)
     if recipe is None:
         return pruned, tokenizer, {"parameters": pruned.num_parameters()}

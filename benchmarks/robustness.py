@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelm.data import JOIN, read_documents
 from prunelm.demo import language_reference
 from prunelm.journal import Journal
-from prunelm.loading import Source, load_model, load_tokenizer
+from prunelm.loading import Source, find_model, load_model, load_tokenizer
 from prunelm.overlap import overlap
 from prunelm.progress import silent
 from prunelm.recipe import Recipe
@@ -22,7 +22,7 @@ from prunelm.suite import Setting, Subject
 from prunelm.suite.noise import noise
 from prunelm.suite.texts import score_text
 
-from .quality import C4, WIKITEXT, c4_part, dequantized, placed, pruned_by, written
+from .quality import C4, WIKITEXT, c4_part, dequantized, pruned_by, written
 from .record import measure, needed
 
 RECIPES = ("best", "goa")
@@ -86,7 +86,7 @@ def run(
     name: str = "robustness",
 ) -> None:
     """A cell per recipe, size and calibration text."""
-    source = placed(folder, device)
+    source = find_model(folder, device=device)
     setup = Setup(
         folder=folder,
         source=source,

@@ -1,4 +1,4 @@
-"""Run as `python -m prunelm.footprint MODEL DTYPE`: the peak memory of a process that loads a model and uses it."""
+"""Run as `python -m prunelm.footprint MODEL DTYPE DEVICE`: the peak memory of loading a model and using it."""
 
 import json
 import resource
@@ -12,25 +12,29 @@ from .speed import decode_seconds, prefill_seconds
 UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def footprint(model: str, dtype: str, *, trust_remote_code: bool = False) -> dict[str, int]:
-    """Peak resident bytes before the model was read, when it was loaded, and when it had been used."""
-    found = {"before": _peak()}
-    loaded = load_model(
-        find_model(model, trust_remote_code=trust_remote_code, device="cpu"), dtype=getattr(torch, dtype)
-    )
-    found["loaded"] = _peak()
+def footprint(model: str, dtype: str, device: str = "cpu", *, trust_remote_code: bool = False) -> dict[str, int]:
+    """Peak bytes before the model was read, when it was loaded, and when it had been used.
+
+    Resident memory on the CPU; on a GPU of CUDA what was allocated there.
+    """
+    source = find_model(model, trust_remote_code=trust_remote_code, device=device)
+    found = {"before": _peak(source.device)}
+    loaded = load_model(source, dtype=getattr(torch, dtype))
+    found["loaded"] = _peak(source.device)
     if loaded.can_generate():
         decode_seconds(loaded, 64, 8)
     else:
         prefill_seconds(loaded, 64)
-    found["used"] = _peak()
+    found["used"] = _peak(source.device)
     return found
 
 
-def _peak() -> int:
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
 if __name__ == "__main__":
     trust = "--trust-remote-code" in sys.argv
-    print(json.dumps(footprint(sys.argv[1], sys.argv[2], trust_remote_code=trust)))
+    print(json.dumps(footprint(*sys.argv[1:4], trust_remote_code=trust)))

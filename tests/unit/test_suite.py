@@ -453,7 +453,7 @@ def test_a_file_of_other_models_is_refused(pair: tuple[Path, Path], text: Path, 
     with pytest.raises(EvaluationError, match="no evaluation of format 1"):
         run(pair, text, "quality", out=out)
     for wrong, says in ((tmp_path, "is a folder"), (tmp_path / "no" / "file.json", "does not exist")):
-        with pytest.raises(EvaluationError, match=says):
+        with pytest.raises(PruneLMError, match=says):
             run(pair, text, "quality", out=wrong)
 
 

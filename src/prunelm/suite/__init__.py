@@ -69,7 +69,10 @@ Measure = Callable[[Subject, Setting, Journal, Progress], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part of the suite: what it measures, for which kinds of models, and the settings that its numbers hang on."""
+    """One part of the suite: what it measures, for which kinds of models, and the settings that its numbers hang on.
+
+    The numbers of a `timed` part hang on the device too. `check` raises before anything is loaded.
+    """
 
     summary: str
     measure: Measure
@@ -77,6 +80,8 @@ class Part:
     settings: tuple[str, ...]
     reads_text: bool = True
     reads_others: bool = False
+    timed: bool = False
+    check: Callable[[Setting], Any] | None = None
 
 
 def parts() -> dict[str, Part]:
@@ -87,7 +92,7 @@ def parts() -> dict[str, Part]:
     from .pseudo import pseudo_perplexity
     from .quality import quality
     from .shift import shift
-    from .tasks import tasks
+    from .tasks import check_tasks, tasks
     from .timing import memory, speed
     from .widths import widths
 
@@ -137,6 +142,7 @@ def parts() -> dict[str, Part]:
             kinds=causal,
             settings=("tasks", "include_path", "limit", "batch_size", "seed", "dtype"),
             reads_text=False,
+            check=check_tasks,
         ),
         "speed": Part(
             summary="prefill and decode tokens/s, first-token latency, KV cache, models taking turns",
@@ -144,6 +150,7 @@ def parts() -> dict[str, Part]:
             kinds=every,
             settings=("rounds", "dtype"),
             reads_text=False,
+            timed=True,
         ),
         "widths": Part(
             summary="whether a layer is slower than the next rounder width would be, on this machine",
@@ -151,6 +158,7 @@ def parts() -> dict[str, Part]:
             kinds=every,
             settings=("rounds", "dtype"),
             reads_text=False,
+            timed=True,
         ),
         "memory": Part(
             summary="peak memory of a fresh process that loads the model and reads or writes with it",
@@ -158,32 +166,46 @@ def parts() -> dict[str, Part]:
             kinds=every,
             settings=("dtype",),
             reads_text=False,
+            timed=True,
         ),
     }
+
+
+def check_names(names: Sequence[str], setting: Setting) -> None:
+    """Raise before anything is loaded where some parts cannot be measured.
+
+    Raises:
+        EvaluationError: an unknown name, tasks or other texts without names, an unknown task, or lm-eval is missing.
+    """
+    known = parts()
+    for name in [] if list(names) == ["all"] else names:
+        if name not in known:
+            raise EvaluationError(
+                f"no part is called {name!r}. {did_you_mean(name, list(known))}Known: all, {', '.join(known)}."
+            )
+    if "tasks" in names and not setting.tasks:
+        raise EvaluationError("part 'tasks' needs the names of tasks: give --tasks NAME,NAME")
+    if "shift" in names and not setting.others:
+        raise EvaluationError("part 'shift' needs texts of other kinds: give --others FILE,FILE")
+    for name, part in known.items():
+        if part.check is not None and (name in names or list(names) == ["all"]):
+            part.check(setting)
 
 
 def chosen_parts(names: Sequence[str], kind: str, setting: Setting) -> dict[str, Part]:
     """The parts of these names; `all` is every one that fits the kind of model and needs nothing more.
 
     Raises:
-        EvaluationError: an unknown name, a part that does not fit the model, tasks or other texts without names.
+        EvaluationError: a part does not fit the model.
     """
     known = parts()
     if list(names) == ["all"]:
         given = {"tasks": setting.tasks, "shift": setting.others}
         return {n: p for n, p in known.items() if kind in p.kinds and given.get(n, True)}
     for name in names:
-        if name not in known:
-            raise EvaluationError(
-                f"no part is called {name!r}. {did_you_mean(name, list(known))}Known: all, {', '.join(known)}."
-            )
         if kind not in known[name].kinds:
             fits = ", ".join(n for n, p in known.items() if kind in p.kinds)
             raise EvaluationError(f"part {name!r} does not fit this model, which is {kind}. Those that do: {fits}.")
-    if "tasks" in names and not setting.tasks:
-        raise EvaluationError("part 'tasks' needs the names of tasks: give --tasks NAME,NAME")
-    if "shift" in names and not setting.others:
-        raise EvaluationError("part 'shift' needs texts of other kinds: give --others FILE,FILE")
     return {name: known[name] for name in known if name in names}
 
 

@@ -70,9 +70,10 @@ def _sample(subject: Subject, prompt: torch.Tensor, new_tokens: int) -> dict[str
 
 @torch.no_grad()
 def _continued(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> list[int]:
+    there = prompt.to(model.device)
     ids = model.generate(
-        prompt.to(model.device),
-        attention_mask=torch.ones_like(prompt),
+        there,
+        attention_mask=torch.ones_like(there),
         max_new_tokens=new_tokens,
         do_sample=False,
         num_beams=1,

@@ -14,11 +14,12 @@ from ..errors import EvaluationError
 from ..forms import check_form, damage_answered
 from ..journal import Journal
 from ..loading import Source, bytes_on_disk, find_model, read_json
+from ..placement import device_words
 from ..progress import Progress, silent
 from ..results import versions, write_results
 from ..tasks import task_of
 from ..writing import write_whole, writes
-from . import Part, Setting, Subject, chosen_parts, open_subject, settings_of
+from . import Part, Setting, Subject, check_names, chosen_parts, open_subject, settings_of
 from .passages import calibration_overlap
 from .summary import measured
 
@@ -65,6 +66,7 @@ def measure(
         PruneLMError: one line that says what to do; finished parts stay in `out`.
     """
     setting = setting or Setting()
+    check_names(parts, setting)
     words = JOIN.join(read_documents(text))
     others = {other: _sha256(JOIN.join(read_documents(other))) for other in setting.others}
     source = find_model(model, **access)
@@ -82,6 +84,8 @@ def measure(
         asked: dict[str, Any] = {"settings": dict(settings_of(part, setting))}
         if part.reads_text:
             asked["text"] = {"name": Path(text).name, "sha256": _sha256(words)}
+        if part.timed:
+            asked["device"] = device_words(source.device)
         if part.reads_others:
             asked["others"] = [{"name": Path(other).name, "sha256": digest} for other, digest in others.items()]
         known = found["parts"].get(name)

@@ -14,6 +14,7 @@ from ..errors import DataError, EvaluationError
 from ..intervals import ratio_of
 from ..journal import Journal
 from ..progress import Progress
+from ..scoring import first_bad_block
 from . import Setting, Subject
 
 COPIES = 32
@@ -59,7 +60,8 @@ def _text(subject: Subject, text: str, length: int) -> dict[str, Any]:
         found[name] = sum(losses) / len(losses)
         if not math.isfinite(found[name]):
             raise EvaluationError(
-                f"{subject.text}: the {name} gave a non-finite loss for {text[:40]!r}. Try --dtype float32."
+                f"{subject.text}: the {name} gave a non-finite loss for {text[:40]!r}, where "
+                f"{first_bad_block(model, ids[None])} gave the first value that is not finite. Try --dtype float32."
             )
     return found
 
@@ -71,6 +73,6 @@ def _losses(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor, mas
         copies = ids.repeat(len(some), 1)
         row = torch.arange(len(some))
         copies[row, some] = mask
-        logits = model(input_ids=copies).logits[row, some].float()
+        logits = model(input_ids=copies.to(model.device)).logits.cpu()[row, some].float()
         losses += cross_entropy(logits, ids[some], reduction="none").tolist()
     return losses

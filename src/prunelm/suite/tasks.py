@@ -31,6 +31,16 @@ def tasks(subject: Subject, setting: Setting, journal: Journal, progress: Progre
     return {"tasks": found, "limit": setting.limit, "lm_eval": _version()}
 
 
+def check_tasks(setting: Setting) -> None:
+    """Raise where tasks are asked for that lm-eval does not know.
+
+    Raises:
+        EvaluationError: lm-eval is not installed, or knows no such task.
+    """
+    if setting.tasks:
+        _manager(setting)
+
+
 def _manager(setting: Setting) -> Any:
     if importlib.util.find_spec("lm_eval") is None:
         raise EvaluationError("tasks are measured by lm-eval, which is not installed: pip install 'prunelm[eval]'")

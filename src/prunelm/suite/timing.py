@@ -2,7 +2,6 @@
 
 import functools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from ..errors import EvaluationError
 from ..journal import Journal
 from ..loading import bytes_on_disk
+from ..placement import device_words
 from ..progress import Progress
 from ..speed import cache_bytes, decode_seconds, prefill_seconds
 from ..tasks import task_of
@@ -47,7 +47,7 @@ def speed(subject: Subject, setting: Setting, journal: Journal, progress: Progre
         "prompt": {"prefill": length, "first_token": prompt, "decode": new},
         "rounds": setting.rounds,
         "threads": torch.get_num_threads(),
-        "processor": platform.machine(),
+        "processor": device_words(subject.model.device),
     }
     for name in names:
         found[name] = {measure: statistics.median(r[name][measure] for r in rounds) for measure in rounds[0][name]}
@@ -79,7 +79,9 @@ def _round(subject: Subject, length: int, prompt: int, new: int, causal: bool) -
 
 
 def memory(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
-    """Peak resident bytes of a fresh process per model: after loading, and after a prompt and some tokens.
+    """Peak bytes of a fresh process per model: after loading, and after a prompt and some tokens.
+
+    Resident memory on the CPU; on a GPU what PyTorch allocated there.
 
     Raises:
         EvaluationError: the process failed.
@@ -89,14 +91,16 @@ def memory(subject: Subject, setting: Setting, journal: Journal, progress: Progr
         progress("measuring memory", i, len(subject.sources))
         place = source.folder / source.gguf if source.gguf else source.folder
         found[name] = journal.entry(
-            functools.partial(_peak, str(place), setting.dtype, trust_remote_code=source.trust_remote_code)
+            functools.partial(
+                _peak, str(place), setting.dtype, str(source.device), trust_remote_code=source.trust_remote_code
+            )
         )
     progress("measuring memory", len(subject.sources), len(subject.sources))
     return found
 
 
-def _peak(model: str, dtype: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    words = [model, dtype, *(["--trust-remote-code"] if trust_remote_code else [])]
+def _peak(model: str, dtype: str, device: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    words = [model, dtype, device, *(["--trust-remote-code"] if trust_remote_code else [])]
     run = subprocess.run([sys.executable, "-m", "prunelm.footprint", *words], capture_output=True, text=True)
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..journal import Journal
+from ..placement import device_words
 from ..progress import Progress
 from ..sites import Site, find_sites, weight_of
 from ..speed import product_seconds
@@ -45,7 +46,8 @@ def widths(subject: Subject, setting: Setting, journal: Journal, progress: Progr
                 other[name] = spread([theirs / ours for theirs, ours in pairs])
         found.append(row)
     progress("timing widths", len(asked), len(asked))
-    return {"widths": found, "rounds": setting.rounds, "threads": torch.get_num_threads()}
+    processor = device_words(subject.model.device)
+    return {"widths": found, "rounds": setting.rounds, "threads": torch.get_num_threads(), "processor": processor}
 
 
 def _asked(subject: Subject) -> list[tuple[Site, int, int, int]]:
