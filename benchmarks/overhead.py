@@ -130,7 +130,7 @@ def memory(sizes: dict[str, int] | None) -> dict[str, Any]:
 
 
 def _measure_memory(folder: str, samples: int) -> dict[str, Any]:
-    libraries = _peak()
+    libraries = peak_memory()
     model = load_model(find_model(folder))
     channels = [site.consumer.layer.in_features for site in find_sites(model)[:2]]
     weights = sum(p.numel() * 4 for p in model.parameters())
@@ -143,7 +143,7 @@ def _measure_memory(folder: str, samples: int) -> dict[str, Any]:
     hidden = model.config.hidden_size
     # Per site: a Gram matrix and a cross moment in float64, for the producers' input and for the consumer's.
     statistics = sum(8 * (hidden * hidden * 2 + c * c + c * hidden) for c in channels)
-    peak = _peak()
+    peak = peak_memory()
     return {
         "tokens": ids.numel(),
         "float32 weights": weights,
@@ -156,7 +156,7 @@ def _measure_memory(folder: str, samples: int) -> dict[str, Any]:
     }
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Peak resident bytes of this process so far; unlike ru_maxrss, a parent's peak is not inherited."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))

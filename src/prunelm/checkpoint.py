@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Int
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import model_card
@@ -21,14 +23,14 @@ from .errors import CheckpointError
 from .hidden import built_config, built_width
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
 from .per_block import carries_code, modeling_file, stored_names
+from .pressing import Pressing
 from .pruning import Report
 from .results import versions
 from .sites import architecture_of, find_sites, gone_sites
 from .stock import stock_config
 from .stream import prediction
+from .verify import PROOF_TOKENS, TOLERANCE, proof_inputs
 from .writing import new_folder
-
-PROOF_TOKENS = 48
 
 
 def save(
@@ -41,6 +43,7 @@ def save(
     dtype: torch.dtype | None = None,
     force: bool = False,
     prove: bool = True,
+    pressing: Pressing | None = None,
 ) -> dict[str, Any]:
     """What `pruning.json` says, after writing the pruned model to `out` and loading it again in a fresh process.
 
@@ -53,16 +56,17 @@ def save(
         dtype: of the written weights; the model's own by default.
         force: replace an existing folder.
         prove: compare the logits of a fresh process with the model in memory.
+        pressing: has written the blocks already, where the model was never whole.
 
     Raises:
         CheckpointError: cannot be written, or the written folder does not give the same logits.
     """
     _cast_(model, dtype or model.dtype)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type != "meta")
     with new_folder(out, force=force, need_bytes=size) as folder:
         config = _stock_config(model, report)
         facts = describe(model, report, source, "transformers" if config is not None else "prunelm")
-        _write_weights(model, config, folder)
+        _write_weights(model, config, folder, pressing)
         _write_config(model, report, config, folder)
         _copy_tokenizer(source, tokenizer, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -70,7 +74,7 @@ def save(
             (folder / CURVES).write_text(json.dumps(report.curves) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
         if prove:
-            prove_folder(model, folder)
+            prove_folder(model, folder, pressing)
     return facts
 
 
@@ -137,11 +141,16 @@ def _class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
     return type(model).__name__.replace(old, new, 1)
 
 
-def _write_weights(model: PreTrainedModel, config: PreTrainedConfig | None, folder: Path) -> None:
+def _write_weights(
+    model: PreTrainedModel, config: PreTrainedConfig | None, folder: Path, pressing: Pressing | None
+) -> None:
     own = model.config
     try:
         model.config = config or built_config(model)
-        model.save_pretrained(folder)
+        if pressing is not None:
+            pressing.write(folder)
+        else:
+            model.save_pretrained(folder)
     finally:
         model.config = own
 
@@ -206,27 +215,24 @@ def _copy_tokenizer(source: Source | None, tokenizer: PreTrainedTokenizerBase | 
 
 
 @torch.no_grad()
-def prove_folder(model: PreTrainedModel, folder: Path) -> float:
+def prove_folder(model: PreTrainedModel, folder: Path, pressing: Pressing | None = None) -> float:
     """The largest difference of logits between a fresh process that loads the folder and the model in memory.
+
+    A model that was never whole is not loaded whole there either: its blocks are read one by one, by the shapes that
+    the folder's classes build.
 
     Raises:
         CheckpointError: it does not load there, or differs.
     """
-    from .verify import TOLERANCE, proof_inputs
-
-    own = model.dtype
     ids = proof_inputs(model.config.vocab_size, PROOF_TOKENS)
-    _cast_(model, torch.float32)
-    result = model(input_ids=ids)
-    expected = prediction(result)
-    _cast_(model, own)
+    expected = _logits(model, ids) if pressing is None else pressing.logits()
     if not bool(torch.isfinite(expected).all()):
         raise CheckpointError("the pruned model's logits are not finite; nothing was written. Try --dtype float32.")
     with tempfile.TemporaryDirectory(prefix=".proof-", dir=folder) as scratch:
         target = Path(scratch) / "expected.safetensors"
         save_file({"ids": ids, "logits": expected.contiguous()}, target)
         run = subprocess.run(
-            [sys.executable, "-m", "prunelm.verify", str(folder), str(target)],
+            [sys.executable, "-m", "prunelm.verify", str(folder), str(target), *(["streamed"] if pressing else [])],
             capture_output=True,
             text=True,
             env={**os.environ, "HF_MODULES_CACHE": scratch},
@@ -238,3 +244,12 @@ def prove_folder(model: PreTrainedModel, folder: Path) -> float:
     if not gap <= TOLERANCE:
         raise CheckpointError(f"the written folder gives other logits (difference {gap:.2e}); nothing was kept")
     return gap
+
+
+def _logits(model: PreTrainedModel, ids: Int[Tensor, "1 token"]) -> Tensor:
+    """What a model makes of some tokens in float32, whatever the dtype of its weights."""
+    own = model.dtype
+    _cast_(model, torch.float32)
+    expected = prediction(model(input_ids=ids))
+    _cast_(model, own)
+    return expected

@@ -162,6 +162,10 @@ def prune(
     device: Device = None,
     compute_dtype: ComputeDtype = "float32",
     deterministic: Deterministic = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Hold one block in memory at a time.")] = False,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for a streamed run's hidden states.")] = None,
+    scratch_dtype: Annotated[str | None, typer.Option(help="Of hidden states there: float32, float16...")] = None,
+    statistics_dtype: Annotated[str, typer.Option(help="Of a streamed run's sums: float64, float32.")] = "float64",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -218,6 +222,10 @@ def prune(
     )
     if calibrated is not None and len(shares) > 1:
         raise RecipeError("several sizes look at the model once by themselves: give --calibrated with one sparsity")
+    if stream and len(shares) > 1:
+        raise RecipeError("--stream makes one size at a time: give one sparsity")
+    streaming: dict[str, Any] = {"stream": stream, "scratch": scratch, "scratch_dtype": scratch_dtype}
+    streaming |= {"statistics_dtype": statistics_dtype, "tell": err.print}
     options: dict[str, Any] = {
         "recipe": chosen,
         "text": text,
@@ -231,6 +239,7 @@ def prune(
     with _quiet(), _progress() as progress, _deterministic(deterministic):
         if len(sizes) == 1:
             one = {"calibrated": calibrated, "plan": plan_file, "limit": limit, "held_out_text": held_out_text}
+            one |= streaming
             reports = {out_folder: run(model, out_folder, progress=progress, **one, **options)}
         else:
             reports = run_sizes(model, out_folder, shares, progress=progress, **options)
@@ -308,7 +317,7 @@ def _resume(folder: Path, command: str, model: str | None, as_json: bool = False
     if others:
         raise typer.BadParameter(f"--resume takes all from the interrupted run: leave out {', '.join(others)}")
     with _quiet(), _progress() as progress:
-        reports = run(folder, command=command, progress=progress)
+        reports = run(folder, command=command, tell=err.print, progress=progress)
     if reports:
         _show_reports(reports, as_json)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -232,9 +233,9 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
         cls = _class_named(source)
         options["trust_remote_code"] = source.trust_remote_code
     with _answered(source, "cannot be loaded"):
-        weights = _unmapped(source.folder) if dtype is not None and not source.trust_remote_code else None
+        weights = unmapped(source.folder) if dtype is not None and not source.trust_remote_code else None
         if weights is not None:
-            options |= {"state_dict": weights, "generation_config": _generation_config(source.folder)}
+            options |= {"state_dict": weights, "generation_config": generation_config(source.folder)}
             options["config"] = options.get("config") or AutoConfig.from_pretrained(str(source.folder))
         model, info = cls.from_pretrained(
             None if weights else str(source.folder),
@@ -251,7 +252,7 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
     return placed(model.eval(), source.device)
 
 
-def _unmapped(folder: Path) -> dict[str, Any] | None:
+def unmapped(folder: Path) -> dict[str, Any] | None:
     """Slices of the weights that are read from the files one by one; None where there are only pickle files.
 
     Memory-mapped weights, the default of `from_pretrained`, stay resident until the last of them is gone, so a model
@@ -268,7 +269,8 @@ def _unmapped(folder: Path) -> dict[str, Any] | None:
     return {key: part if all(part.get_shape()) else file.get_tensor(key) for key, (file, part) in slices.items()}
 
 
-def _generation_config(folder: Path) -> transformers.GenerationConfig | None:
+def generation_config(folder: Path) -> transformers.GenerationConfig | None:
+    """The folder's own settings of generation, or None."""
     there = (folder / "generation_config.json").is_file()
     return transformers.GenerationConfig.from_pretrained(str(folder)) if there else None
 
@@ -375,10 +377,10 @@ def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:
     return torch.cat([torch.arange(keep, device="cpu") + s * per for s in range(strata)])
 
 
-def skeleton(source: Source, plan: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def skeleton(source: Source, plan: Mapping[str, Any] | None = None, *, buffers: bool = False) -> PreTrainedModel:
     """The model's shapes without its weights: built on the meta device, in no time and no memory.
 
-    `plan`: a pruning.json in place of the source's own.
+    `plan`: a pruning.json in place of the source's own. With `buffers`, those that it computes itself have values.
 
     Raises:
         CheckpointError: the config cannot be read.
@@ -394,7 +396,7 @@ def skeleton(source: Source, plan: Mapping[str, Any] | None = None) -> PreTraine
         else:
             cls = _class_named(source)
             config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
             if cls is transformers.AutoModelForCausalLM:
                 return cls.from_config(config, trust_remote_code=source.trust_remote_code)
             return cls(config)

@@ -15,11 +15,18 @@ from .placement import exact
 class Moments:
     """First and second moments of one layer's input over tokens; accumulates with `update` and `merge`."""
 
-    def __init__(self, channels: int, *, full: bool = True, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        full: bool = True,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         self.full = full
         self.tokens = 0
         self.total = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.gram = torch.zeros((channels, channels) if full else channels, dtype=torch.float64, device=device)
+        self.gram = torch.zeros((channels, channels) if full else channels, dtype=dtype, device=device)
 
     def update(self, a: Float[Tensor, "token channel"]) -> None:
         """Add the rows of `a`; padding must have been dropped before."""
@@ -27,6 +34,10 @@ class Moments:
         self.tokens += a.shape[0]
         self.total += a.sum(0, dtype=torch.float64)
         self.gram += products(a, a) if self.full else a.float().square().sum(0, dtype=torch.float64)
+
+    def settle(self) -> None:
+        """End the summing: from here on everything is in float64."""
+        self.gram = self.gram.double()
 
     def merge(self, other: "Moments") -> None:
         """Add what another accumulator has seen."""
@@ -82,10 +93,12 @@ class Moments:
 class CrossMoments:
     """Moments of an input x together with a target y: all that a least-squares refit of y on x needs."""
 
-    def __init__(self, targets: int, channels: int, *, device: torch.device | str = "cpu") -> None:
-        self.x = Moments(channels, device=device)
+    def __init__(
+        self, targets: int, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> None:
+        self.x = Moments(channels, device=device, dtype=dtype)
         self.y_total = torch.zeros(targets, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(targets, channels, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(targets, channels, dtype=dtype, device=device)
         self.y_square = torch.zeros(targets, dtype=torch.float64, device=device)
 
     def update(self, y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -> None:
@@ -95,6 +108,11 @@ class CrossMoments:
         self.y_total += y.sum(0, dtype=torch.float64)
         self.cross += products(y, x)
         self.y_square += y.float().square().sum(0, dtype=torch.float64)
+
+    def settle(self) -> None:
+        """End the summing: from here on everything is in float64."""
+        self.x.settle()
+        self.cross = self.cross.double()
 
     @classmethod
     def of_layer(

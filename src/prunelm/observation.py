@@ -51,7 +51,8 @@ def observe(
         for need in asked & {"consumer", "held", "producer"}:
             path = first_producer(site) if need == "producer" else site.spec.consumer[0]
             channels = weight_of(site.root.get_submodule(path)).shape[1]
-            wanted[site.key, need] = (path, Moments(channels, full=need != "consumer" or "gram" in asked, device=place))
+            full = need != "consumer" or "gram" in asked
+            wanted[site.key, need] = (path, Moments(channels, full=full, device=place, dtype=stream.room.sums))
     for b in range(len(stream.batches)):
         now = [w for (_, need), w in wanted.items() if b in batches[need]]
         if now or advance:
@@ -59,6 +60,7 @@ def observe(
             for (_, moments), a in zip(now, found, strict=True):
                 moments.update(a)
     for (key, _), (_, moments) in wanted.items():
+        moments.settle()
         moments.check(f"block {i}, {key}")
     return {
         site.key: Observed(**{need: moments for (key, need), (_, moments) in wanted.items() if key == site.key})
@@ -96,9 +98,11 @@ def observe_pair(
         if through is not None:
             target = nn.functional.linear(target, weight_of(through), bias_of(through))
         if moments is None:
-            moments = CrossMoments(target.shape[1], x.shape[1], device=statistics_device(x.device))
+            place = statistics_device(x.device)
+            moments = CrossMoments(target.shape[1], x.shape[1], device=place, dtype=stream.room.sums)
         moments.update(target, x)
     assert moments is not None
+    moments.settle()
     return moments
 
 

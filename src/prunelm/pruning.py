@@ -33,7 +33,7 @@ from .reading import Reading, reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
-from .stream import BlockStream, release_memory
+from .stream import BlockStream, Room, release_memory
 from .survey import curve_of, score, similarity_of
 from .workbench import Step, Workbench
 
@@ -89,6 +89,7 @@ def prune_(
     decided: Decided | None = None,
     journal: Journal | None = None,
     bench: Workbench | None = None,
+    room: Room | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Remove `recipe.sparsity` of the model's prunable parameters, in place, without training.
@@ -105,6 +106,7 @@ def prune_(
         decided: how many units stay in each site, in place of the allocator's plan, and of some sites which.
         journal: of the search for widths, where the recipe makes one; kept on the bench by default.
         bench: where finished steps are kept, and read from when they were made before.
+        room: where blocks and hidden states are, if not in memory.
         progress: told about every block.
 
     Raises:
@@ -134,7 +136,7 @@ def prune_(
         derivatives = derivatives_of(model, read, job.sites, recipe)
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
-    stream = BlockStream(model, read.batches)
+    stream = BlockStream(model, read.batches, room)
     seen = outlook
     if seen is None and (job.counts is None or recipe.policy is not None):
         seen = look(
@@ -205,18 +207,21 @@ def repair_(
 
 def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
     """Prune block by block, as an earlier run did where it got so far, and check the plan that results."""
-    job = work.job
+    job, room = work.job, work.stream.room
     groups = by_block(job.sites)
     last = max(groups)
-    for i in range(last + 1):
-        progress("pruning", i, last + 1)
+    for i in range(len(work.stream.blocks)):
         sites, advance = groups.get(i, []), i < last and work.looks
-        step = bench.get(f"block-{i}")
-        if step is not None:
-            work.repeat_(i, sites, step, advance=advance)
-        else:
-            work.block_(i, sites, advance=advance)
-            bench.put(f"block-{i}", work.step(i, sites))
+        with room.opened(i):
+            if i <= last:
+                progress("pruning", i, last + 1)
+                step = bench.get(f"block-{i}")
+                if step is not None:
+                    work.repeat_(i, sites, step, advance=advance)
+                else:
+                    work.block_(i, sites, advance=advance)
+                    bench.put(f"block-{i}", work.step(i, sites))
+            room.finished(i)
     progress("pruning", last + 1, last + 1)
     Plan(work.kept).check(job.sites, job.budget, job.step)
 
@@ -401,7 +406,7 @@ class _Work:
                 self.dense.hidden[b] = self.dense.run(i, b, original)
         self.stream.advance(i)
         if self.dense is not None and not self.drifted:
-            self.dense.hidden = list(self.stream.hidden)
+            self.dense.hidden = self.stream.hidden.copy()
 
     def _one_shot_(self, i: int, sites: Sequence[Site], advance: bool) -> None:
         """Prune by statistics of the dense model: one pass over the block for all its sites."""

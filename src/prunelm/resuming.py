@@ -8,11 +8,14 @@ from .limits import limit_of
 from .progress import Progress, silent
 from .pruning import Report
 from .recipe import Recipe
+from .streaming import Tell, tell_nobody
 from .workbench import forget, unfinished
 from .workflow import calibrate, prune, prune_sizes
 
 
-def resume(out: str | Path, *, command: str = "prune", progress: Progress = silent) -> dict[Path, Report]:
+def resume(
+    out: str | Path, *, command: str = "prune", tell: Tell = tell_nobody, progress: Progress = silent
+) -> dict[Path, Report]:
     """Finish an interrupted `prune`, `prune_sizes` or `calibrate` into `out`, with the bytes of an uninterrupted one.
 
     Finished blocks are read, and the calibration text runs through them once more; a search goes on from its last
@@ -21,6 +24,7 @@ def resume(out: str | Path, *, command: str = "prune", progress: Progress = sile
     Args:
         out: that was to be written.
         command: `prune` or `calibrate`.
+        tell: called with sentences to read before the work begins.
         progress: called with (stage, done, total).
 
     Returns:
@@ -43,9 +47,12 @@ def resume(out: str | Path, *, command: str = "prune", progress: Progress = sile
         task["limit"] = limit_of(**task["limit"])
     options: dict[str, Any] = {**task, "force": head["force"] or len(sparsities) > 1, "progress": progress}
     if command == "calibrate":
-        calibrate(out=out, **{name: value for name, value in options.items() if name not in ("calibrated", "dtype")})
+        calibrate(out=out, **_without(options, "calibrated", "dtype"))
         return {}
     if len(sparsities) > 1:
-        options.pop("calibrated")
-        return prune_sizes(out=out, sparsities=sparsities, **options)
-    return {Path(out): prune(out=out, **options)}
+        return prune_sizes(out=out, sparsities=sparsities, **_without(options, "calibrated"))
+    return {Path(out): prune(out=out, tell=tell, **options)}
+
+
+def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}

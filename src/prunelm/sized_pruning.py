@@ -19,6 +19,7 @@ from .progress import Progress, named
 from .pruning import prune_
 from .recipe import Recipe
 from .sizing import Sized, Sizer, sized_by
+from .stream import Room
 from .workbench import Workbench
 
 
@@ -26,7 +27,8 @@ from .workbench import Workbench
 class Run:
     """All of a pruning but its size: the model, what it is calibrated on, and what keeps its steps.
 
-    `recipe` is as the user said it; `outlook` what was seen of the dense model before, if anything.
+    `recipe` is as the user said it; `outlook` what was seen of the dense model before, if anything; `room` where its
+    blocks are.
     """
 
     source: Source
@@ -37,6 +39,7 @@ class Run:
     outlook: Outlook | None
     journal: Journal | None
     bench: Workbench
+    room: Room
     progress: Progress
 
     def look(self, dense: PreTrainedModel, recipe: Recipe) -> Outlook:
@@ -50,7 +53,7 @@ class Run:
     ) -> Pruned:
         """The model, pruned in place to a size that was found, and the report."""
         options: dict[str, Any] = {"refit": self.refit, "outlook": outlook, "decided": size.decided}
-        options |= {"journal": self.journal, "bench": bench, "progress": progress}
+        options |= {"journal": self.journal, "bench": bench, "room": self.room, "progress": progress}
         report = prune_(dense, self.calibration, size.recipe, **options)
         return dense, replace(report, asked=size.asked, notes=[*size.notes, *report.notes])
 

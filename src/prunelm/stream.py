@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,24 +28,53 @@ class _Stop(Exception):
     """Leaves a forward pass once everything wanted has been seen."""
 
 
+@runtime_checkable
+class States(Protocol):
+    """A list of hidden states, wherever they lie."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, b: int, /) -> Tensor: ...
+    def __setitem__(self, b: int, tensor: Tensor, /) -> None: ...
+    def append(self, tensor: Tensor, /) -> None:
+        """Add one at the end."""
+
+    def copy(self) -> "States":
+        """The same states in a list of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Where a stream finds blocks and puts hidden states: all in memory, unless somebody says otherwise.
+
+    `opened`: the context in which a block has its weights; `finished`: told that a block will not change any more;
+    `states`: an empty list for the hidden states of some batches; `sums`: the dtype that statistics are summed in.
+    """
+
+    opened: Callable[[int], AbstractContextManager[None]] = lambda _i: contextlib.nullcontext()
+    finished: Callable[[int], None] = lambda _i: None
+    states: Callable[[Sequence[Batch]], States] = lambda _batches: []
+    sums: torch.dtype = torch.float64
+
+
 class BlockStream:
     """Hidden states of some batches between two blocks of a model.
 
     Running every block in order gives bit for bit what the whole model computes.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], room: Room | None = None) -> None:
         self.model = model
         self.batches = batches
+        self.room = room or Room()
         _, self.blocks = find_blocks(model)
-        self.hidden, self.calls = _record(model, self.blocks, batches)
+        self.hidden, self.calls = _record(model, self.blocks, batches, self.room.states(batches))
         self.rows = [_token_rows(batch) for batch in batches]
 
     def fork(self) -> "BlockStream":
         """A second stream at the same place, for the same batches; only the hidden states can differ later."""
         twin = object.__new__(BlockStream)
         twin.__dict__.update(self.__dict__)
-        twin.hidden = list(self.hidden)
+        twin.hidden = self.hidden.copy()
         return twin
 
     @torch.no_grad()
@@ -152,7 +183,7 @@ class BlockStream:
 
         with attention_implementation(self.model, "eager"):
             head = {name: value[sequences] for name, value in self.batches[b].items()}
-            _, calls = _record(self.model, self.blocks, [head])
+            _, calls = _record(self.model, self.blocks, [head], [])
             args, kwargs = calls[i][0]
             handle = self.blocks[i].get_submodule(path).register_forward_hook(see)
             try:
@@ -213,10 +244,9 @@ def _token_rows(batch: Batch) -> Tensor | None:
 
 @torch.no_grad()
 def _record(
-    model: PreTrainedModel, blocks: nn.ModuleList, batches: Sequence[Batch]
-) -> tuple[list[Tensor], list[list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
-    """Hidden states entering the first block, and every block's other arguments, without running any block."""
-    hidden: list[Tensor] = []
+    model: PreTrainedModel, blocks: nn.ModuleList, batches: Sequence[Batch], hidden: States
+) -> tuple[States, list[list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
+    """`hidden` with the states entering the first block, and every block's other arguments; no block is run."""
     calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in blocks]
     pool: list[Tensor] = []
 

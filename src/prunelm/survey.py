@@ -103,35 +103,35 @@ def survey(
     found = Survey()
     groups = by_block(job.sites)
     last = max(groups)
+    measured = {"consumer": fit, "held": (), "producer": fit}
+    wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
     for i in range(last + 1):
         progress("surveying", i, last + 1)
         sites, step = groups.get(i, []), bench.get(f"survey-{i}")
-        measured = {"consumer": fit, "held": (), "producer": fit}
-        wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
-        if step is not None:
-            found.recall(step, statistics_device(stream.model.device))
-            if keep:
-                seen = observe(stream, i, sites, wanted, measured, advance=i < last)
-                found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
-            elif i < last:
-                stream.advance(i)
-            continue
         entering = [stream.hidden[b] for b in divergence.batches] if divergence is not None else []
-        similar = {site.key: similarity_of(stream, fit, site, recipe, needs[site.name]) for site in sites}
-        seen = observe(stream, i, sites, wanted, measured, advance=i < last)
-        for site in sites:
-            scores = score(site, seen[site.key], similar[site.key], derivatives, recipe)
-            found.scores[site.key] = scores
-            found.curves[site.key] = curve_of(site, scores, recipe)
-            moments = seen[site.key].consumer
-            if moments is None:
+        with stream.room.opened(i):
+            if step is not None and not keep:
+                if i < last:
+                    stream.advance(i)
+            else:
+                similar = {s.key: similarity_of(stream, fit, s, recipe, needs[s.name]) for s in sites if step is None}
+                seen = observe(stream, i, sites, wanted, measured, advance=i < last)
+                if keep:
+                    found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
+            if step is not None:
+                found.recall(step, statistics_device(stream.model.device))
                 continue
-            if keep:
-                found.moments[site.key] = moments
-            if site.key in derivatives.fisher and moments.full:
-                found.curvatures[site.key] = _curvature(site, derivatives.fisher[site.key], moments)
-            if divergence is not None:
-                found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
+            for site in sites:
+                scores = score(site, seen[site.key], similar[site.key], derivatives, recipe)
+                found.scores[site.key] = scores
+                found.curves[site.key] = curve_of(site, scores, recipe)
+                moments = seen[site.key].consumer
+                if moments is None:
+                    continue
+                if site.key in derivatives.fisher and moments.full:
+                    found.curvatures[site.key] = _curvature(site, derivatives.fisher[site.key], moments)
+                if divergence is not None:
+                    found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
         bench.put(f"survey-{i}", found.step([site.key for site in sites]))
     progress("surveying", last + 1, last + 1)
     return found

@@ -1,6 +1,7 @@
 """What the commands do, as functions: inspect, prune, evaluate, compare."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .memory import batch_tokens_on, within_memory
 from .perplexity_limit import Held, split_off
 from .placement import CPU
 from .plan import prunable
+from .pressing import Pressing
 from .progress import Progress, named, silent
 from .pruning import Report, repair_
 from .recipe import Recipe
@@ -36,6 +38,8 @@ from .sized_pruning import Run, prune_sized, prune_within
 from .sizing import sized_by
 from .speed import prefill_speed
 from .stock import stock_config
+from .stream import Room
+from .streaming import Streaming, Tell, streamed, streaming, tell_nobody
 from .tasks import task_of
 from .workbench import Step, Workbench, workbench
 from .writing import check_target, writes
@@ -149,7 +153,12 @@ def prune(
     dtype: str | None = None,
     device: str | None = None,
     compute_dtype: str = "float32",
+    stream: bool = False,
+    scratch: str | Path | None = None,
+    scratch_dtype: str | None = None,
+    statistics_dtype: str = "float64",
     force: bool = False,
+    tell: Tell = tell_nobody,
     progress: Progress = silent,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -173,7 +182,12 @@ def prune(
         dtype: of the written weights: float32, float16 or bfloat16; as stored by default.
         device: where the model computes: `cpu`, `cuda`, `cuda:1` or `mps`; by default a GPU of CUDA where there is one.
         compute_dtype: of the model while it is pruned; statistics and solves are in float64 whatever it is.
+        stream: hold one block in memory at a time; the bytes of the weights are the same.
+        scratch: folder for the hidden states of a streamed run; its working folder by default.
+        scratch_dtype: what they wait in; as computed by default.
+        statistics_dtype: what a streamed run sums statistics in: float64 or float32.
         force: replace `out` if it exists.
+        tell: called with sentences to read before the work begins.
         progress: called with (stage, done, total).
         trust_remote_code: run modeling code that comes with the checkpoint.
         allow_pickle: accept pickle weights.
@@ -191,39 +205,47 @@ def prune(
     seen = calibrated is not None
     files = _files(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
     outlook = load_calibration(calibrated, source=files.source, recipe=size.recipe) if calibrated is not None else None
+    looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
+    where: dict[str, Any] = {"scratch": scratch, "scratch_dtype": scratch_dtype, "statistics_dtype": statistics_dtype}
+    looks = looks or isinstance(limit, MaxPerplexity)
+    how = _streaming(size.recipe, files.source, looks=looks, **where) if stream else None
+    if how is None and tuple(where.values()) != (None, None, "float64"):
+        raise RecipeError("--scratch, --scratch-dtype and --statistics-dtype belong to --stream: say that too")
     files, held = _held_out(files, limit, text, held_out_text)
     task = {**files.task([chosen], journal, calibrated), "plan": _lasting(plan), "limit": said_as(limit)}
-    task["held_out_text"] = _lasting(held_out_text)
+    task |= {"held_out_text": _lasting(held_out_text), "stream": stream, **where, "scratch": _lasting(scratch)}
     with workbench(out, task, command="prune", force=force) as bench:
 
-        def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
+        def pruned(batch_tokens: int) -> tuple[PreTrainedModel, Report, Pressing | None]:
             progress("loading", 0, 1)
-            dense = files.load()
-            progress("loading", 1, 1)
             part = bench.part(f"batches-of-{batch_tokens}")
-            batches, refit = files.read(dense, size.recipe, batch_tokens, part)
-            part.check(files.inputs(batches, refit, calibrated))
-            run = Run(
-                source=files.source,
-                load=files.load,
-                recipe=chosen,
-                calibration=batches,
-                refit=refit,
-                outlook=outlook,
-                journal=_journal(journal, files.source, [size.recipe], batches),
-                bench=part,
-                progress=progress,
-            )
-            if not isinstance(limit, MaxPerplexity):
-                return prune_sized(run, dense, size, limit)
-            assert held is not None
-            tokenizer = load_tokenizer(files.source)
-            return prune_within(run, dense, limit, held=held, tokenizer=tokenizer, dtype=files.dtype)
+            with files.opened(size.recipe, how, Path(out), part, tell) as (dense, room, pressing):
+                progress("loading", 1, 1)
+                batches, refit = files.read(dense, size.recipe, batch_tokens, part)
+                part.check(files.inputs(batches, refit, calibrated))
+                run = Run(
+                    source=files.source,
+                    load=files.load,
+                    recipe=chosen,
+                    calibration=batches,
+                    refit=refit,
+                    outlook=outlook,
+                    journal=_journal(journal, files.source, [size.recipe], batches),
+                    bench=part,
+                    room=room,
+                    progress=progress,
+                )
+                if not isinstance(limit, MaxPerplexity):
+                    return *prune_sized(run, dense, size, limit), pressing
+                assert held is not None
+                tokenizer = load_tokenizer(files.source)
+                small = prune_within(run, dense, limit, held=held, tokenizer=tokenizer, dtype=files.dtype)
+                return *small, pressing
 
-        (small, report), notes = within_memory(pruned, files.source.device, size.recipe.length, progress)
-        report.notes.extend(notes)
+        (small, report, pressing), notes = within_memory(pruned, files.source.device, size.recipe.length, progress)
+        report.notes.extend([*notes, *(how.notes if how else [])])
         progress("saving", 0, 1)
-        files.save(small, report, Path(out))
+        files.save(small, report, Path(out), pressing)
         progress("saving", 1, 1)
     return report
 
@@ -444,6 +466,23 @@ def dtype_named(name: str, what: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def _streaming(
+    recipe: Recipe, source: Source, *, looks: bool, scratch: Any, scratch_dtype: str | None, statistics_dtype: str
+) -> Streaming:
+    """How a run streams.
+
+    Raises:
+        RecipeError: it cannot, or there is no such dtype.
+    """
+    if looks:
+        raise RecipeError(
+            "--stream holds one block at a time, and finding the sparsity for this size needs the whole model: say "
+            "--sparsity, or a number of parameters with --allocator uniform"
+        )
+    waits = dtype_named(scratch_dtype, "--scratch-dtype") if scratch_dtype else None
+    return streaming(recipe, source, scratch, waits, statistics_dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Files:
     """The files of a run: where the model comes from, what it is calibrated on, how it is written."""
@@ -502,9 +541,23 @@ class _Files:
             bench=bench,
         )
 
-    def save(self, pruned: PreTrainedModel, report: Report, out: Path) -> None:
-        pruned.to(CPU)
-        save(pruned, report, out, source=self.source, tokenizer=self.tokenizer, dtype=self.dtype, force=self.force)
+    @contextmanager
+    def opened(
+        self, recipe: Recipe, how: Streaming | None, out: Path, bench: Workbench, tell: Tell
+    ) -> Iterator[tuple[PreTrainedModel, Room, Pressing | None]]:
+        """The dense model, where its blocks and states are, and what writes its blocks if they are streamed."""
+        if how is None:
+            yield self.load(), Room(), None
+            return
+        dtypes = {"compute_dtype": self.compute_dtype, "dtype": self.dtype}
+        with streamed(self.source, recipe, how, out, bench, tell=tell, **dtypes) as (pressing, room):
+            yield pressing.shelf.model, room, pressing
+
+    def save(self, pruned: PreTrainedModel, report: Report, out: Path, pressing: Pressing | None = None) -> None:
+        if pressing is None:
+            pruned.to(CPU)
+        options: dict[str, Any] = {"source": self.source, "tokenizer": self.tokenizer, "dtype": self.dtype}
+        save(pruned, report, out, force=self.force, pressing=pressing, **options)
 
 
 def _files(

@@ -1,0 +1,106 @@
+"""A model whose blocks stay in their files and are taken into memory one at a time."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import CheckpointError
+from .loading import Source, generation_config, skeleton, unmapped
+from .sites import find_blocks
+from .stream import BlockStream, Room
+
+META = torch.device("meta")
+
+
+class Shelf:
+    """The weights of one model by name, and the model, of which only what lies outside the blocks is in memory."""
+
+    def __init__(
+        self, source: Source, dtype: torch.dtype = torch.float32, *, model: PreTrainedModel | None = None
+    ) -> None:
+        slices = unmapped(source.folder) if source.gguf is None else None
+        if slices is None:
+            raise CheckpointError(f"{source.name}: --stream reads .safetensors files block by block, and it has none")
+        self._slices, self.source, self.dtype = slices, source, dtype
+        self.model = (skeleton(source, buffers=True) if model is None else model).eval()
+        own = generation_config(source.folder)
+        if own is not None:
+            self.model.generation_config = own
+        self.prefix, self.blocks = find_blocks(self.model)
+        self._names = {name for name, _ in self.model.named_parameters()}
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(source.device))
+        self.read_outside_()
+
+    @torch.no_grad()
+    def read_outside_(self) -> None:
+        """Read all weights that lie outside the blocks, and tie those that the config ties."""
+        missing = set()
+        for name in self._names:
+            if not name.startswith(f"{self.prefix}."):
+                if self._stored(name) is None:
+                    missing.add(name)
+                else:
+                    self._put(name, self.model.get_parameter(name))
+        self.model.tie_weights(missing_keys=missing, recompute_mapping=False)
+        for name in sorted(missing):
+            self._put(name, self.model.get_parameter(name))
+
+    @contextlib.contextmanager
+    def opened(self, i: int) -> Iterator[None]:
+        """Block `i` is in memory while the body runs; afterwards only its shapes are."""
+        block = self.blocks[i]
+        if any(parameter.device != META for parameter in block.parameters()):
+            yield
+            return
+        for name, parameter in list(block.named_parameters()):
+            self._put(f"{self.prefix}.{i}.{name}", parameter)
+        try:
+            yield
+        finally:
+            for name, parameter in list(block.named_parameters()):
+                _replace(block, name, torch.empty_like(parameter, device=META))
+
+    def _put(self, name: str, parameter: nn.Parameter) -> None:
+        """Give a parameter of the model its stored values."""
+        if name not in self._names:
+            # Biases that a recipe added begin as zeros.
+            _replace(self.model, name, torch.zeros(parameter.shape, dtype=self.dtype, device=self.source.device))
+            return
+        found = self._stored(name)
+        if found is None:
+            raise CheckpointError(
+                f"{self.source.name}: no file holds {name!r} under that name. transformers may know how to convert "
+                "this checkpoint: leave --stream out, or load it once and save it again."
+            )
+        value = found if isinstance(found, Tensor) else found[:]
+        if value.shape != parameter.shape:
+            raise CheckpointError(
+                f"{self.source.name}: {name} is {tuple(value.shape)}, and the config says {tuple(parameter.shape)}"
+            )
+        _replace(self.model, name, value.to(self.source.device, self.dtype))
+
+    def _stored(self, name: str) -> Any:
+        """What the files hold of a parameter, with the base model's prefix or without it."""
+        return self._slices.get(name, self._slices.get(name.removeprefix(f"{self.model.base_model_prefix}.")))
+
+    @torch.no_grad()
+    def logits(self, ids: Int[Tensor, "1 token"]) -> Float[Tensor, "row _"]:
+        """What the model makes of some tokens, its blocks passing through memory one by one."""
+        stream = BlockStream(self.model, [{"input_ids": ids.to(self.source.device)}], Room(opened=self.opened))
+        for i in range(len(self.blocks)):
+            with self.opened(i):
+                stream.advance(i)
+        return stream.outputs(0, stream.hidden[0])
+
+
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module another parameter of that name, wherever in it the parameter is."""
+    owner, _, leaf = name.rpartition(".")
+    module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))

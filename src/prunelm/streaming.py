@@ -1,0 +1,189 @@
+"""Pruning with one block in memory at a time: which recipes allow it, where hidden states wait, and what that takes."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .allocators import ALLOCATORS
+from .criteria import CRITERIA
+from .errors import RecipeError
+from .loading import Source
+from .pressing import Pressing
+from .recipe import Recipe
+from .reconstructions import RECONSTRUCTIONS
+from .scratch import SPARE, Scratch, check_room, rounded
+from .shelf import Shelf
+from .stream import Batch, Room, States
+from .verify import PROOF_TOKENS, proof_inputs
+from .workbench import Workbench
+
+Tell = Callable[[str], None]
+"""Called with a sentence that the user should read now."""
+WHOLE = {"gradients": "gradients", "importance": "gradients", "gates": "gradients", "fisher": "Fisher matrices"}
+"""Statistics that backward passes of the whole model give, in words."""
+SUMS = {"float64": torch.float64, "float32": torch.float32}
+
+
+def tell_nobody(line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streaming:
+    """How a run streams: the folder of its scratch file (the working folder by default), and two dtypes.
+
+    `scratch_dtype`: what hidden states wait in between blocks; as computed by default. `sums`: what statistics are
+    summed in.
+    """
+
+    scratch: Path | None = None
+    scratch_dtype: torch.dtype | None = None
+    sums: torch.dtype = torch.float64
+
+    @property
+    def notes(self) -> list[str]:
+        """What changes numbers."""
+        found = []
+        if self.scratch_dtype is not None:
+            found.append(f"hidden states waited between blocks as {_word(self.scratch_dtype)}")
+        if self.sums != torch.float64:
+            found.append(f"statistics were summed in {_word(self.sums)}")
+        return found
+
+
+def streaming(
+    recipe: Recipe, source: Source, scratch: str | Path | None, scratch_dtype: torch.dtype | None, sums: str
+) -> Streaming:
+    """How a recipe streams, once it is clear that it can.
+
+    Raises:
+        RecipeError: a part of it needs the whole model, which it names with what to use in its place; or no such dtype.
+        OutputError: no such scratch folder.
+    """
+    if sums not in SUMS:
+        raise RecipeError(f"--statistics-dtype must be one of {', '.join(SUMS)}, got {sums!r}.")
+    check_streams(recipe, source)
+    folder = None if scratch is None else Path(scratch)
+    if folder is not None:
+        check_room(folder, 0)
+    return Streaming(scratch=folder, scratch_dtype=scratch_dtype, sums=SUMS[sums])
+
+
+def check_streams(recipe: Recipe, source: Source) -> None:
+    """Raise if a part of a recipe needs the whole model at once.
+
+    Raises:
+        RecipeError: names that part, and what to use in its place.
+    """
+    for part, instead in _whole(recipe):
+        raise RecipeError(f"--stream holds one block at a time, and {part} needs the whole model: {instead}")
+    if source.gguf is not None:
+        raise RecipeError("--stream reads .safetensors block by block, and this is a .gguf file: leave it out")
+
+
+def _whole(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(part, what to use in its place) of everything in a recipe that needs the whole model."""
+    if recipe.hidden:
+        yield "hidden, which repairs every layer beside its dense self,", "leave --hidden out"
+    if recipe.policy is not None:
+        yield "a policy search", "use another recipe, such as obs"
+    if recipe.calibration == "self-generated":
+        yield "self-generated text", "give --text FILE"
+    if recipe.reads_fisher:
+        yield f"allocator {recipe.allocator!r}, which reads Fisher matrices,", "use --allocator error-curve or uniform"
+    if recipe.judges_plans:
+        yield f"allocator {recipe.allocator!r}, which measures plans,", "use --allocator error-curve or uniform"
+    if recipe.choose_share:
+        yield "choose_share", "say dense_share in the recipe file"
+    for name in recipe.sites:
+        scoring = recipe.scoring(name)
+        for need in sorted(CRITERIA[scoring.criterion].needs(**scoring.options) & set(WHOLE)):
+            yield f"criterion {scoring.criterion!r}, which reads {WHOLE[need]},", "use --criterion obs or wanda-sp"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def streamed(
+    source: Source,
+    recipe: Recipe,
+    how: Streaming,
+    out: Path,
+    bench: Workbench,
+    *,
+    compute_dtype: torch.dtype,
+    dtype: torch.dtype,
+    tell: Tell = tell_nobody,
+) -> Iterator[tuple[Pressing, Room]]:
+    """What writes the blocks of a streamed run as they are finished, and where its streams find blocks and states.
+
+    Args:
+        source: the dense model, in .safetensors files.
+        recipe: all that is done.
+        how: it streams.
+        out: the folder that will be written.
+        bench: keeps finished blocks.
+        compute_dtype: of the block in memory.
+        dtype: of the written weights.
+        tell: told how large the scratch file is before it is made.
+
+    Raises:
+        OutputError: the disk cannot hold the scratch file; with the numbers.
+        CheckpointError: the weights are not in files under their names.
+    """
+    shelf = Shelf(source, compute_dtype)
+    ids = proof_inputs(shelf.model.config.vocab_size, PROOF_TOKENS)
+    pressing = Pressing(shelf, dtype, bench, ids)
+    files: list[Scratch] = []
+    own = None if how.scratch is None else how.scratch / f"prunelm-{_digest(out)}"
+
+    def states(batches: Sequence[Batch]) -> States:
+        if not batches:
+            return []
+        folder, free = _folder(how.scratch, own, bench)
+        wide = (how.scratch_dtype or compute_dtype).itemsize * int(shelf.model.config.hidden_size)
+        slot = max((batch["input_ids"].numel() for batch in batches), default=1) * wide
+        slots = streams_of(recipe) * len(batches) + SPARE
+        block = sum(p.numel() for p in shelf.blocks[0].parameters()) * compute_dtype.itemsize
+        size = slots * rounded(slot)
+        tell(
+            f"streaming: one of {len(shelf.blocks)} blocks of {block:,} bytes in memory at a time, {size:,} bytes of "
+            f"scratch in {folder} ({check_room(free, size):,} free)"
+        )
+        folder.mkdir(exist_ok=True)
+        files.append(Scratch(folder, slots, slot, how.scratch_dtype))
+        return files[-1].states()
+
+    try:
+        yield pressing, Room(opened=shelf.opened, finished=pressing.finished, states=states, sums=how.sums)
+    finally:
+        for file in files:
+            file.close()
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _folder(scratch: Path | None, own: Path | None, bench: Workbench) -> tuple[Path, Path]:
+    """The folder of the scratch file, and one on the same disk that is there already."""
+    if scratch is not None and own is not None:
+        return own, scratch
+    assert bench.folder is not None
+    return bench.folder, bench.folder
+
+
+def streams_of(recipe: Recipe) -> int:
+    """How many streams with hidden states of their own a recipe runs at once."""
+    chosen = RECONSTRUCTIONS[recipe.reconstruction]
+    beside = chosen.stage == "refit" or (chosen.stage == "repair" and recipe.dense_share > 0)
+    return 2 if beside or ALLOCATORS[recipe.allocator].needs is not None else 1
+
+
+def _digest(out: Path) -> str:
+    return hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:12]
