@@ -2,7 +2,8 @@
 
 `python -m benchmarks quality` measures all recipes at five sizes, `python -m benchmarks siblings` OSP, AEF, HyWIA and
 LIAR beside their ingredients, `python -m benchmarks robustness` noise and text of other kinds; all write the page.
-`--device cuda` behind the last one computes there. `python -m benchmarks fuzz` reads damaged files of every kind.
+`--device cuda` behind the last one computes there. `python -m benchmarks fuzz` reads damaged files of every kind,
+`python -m benchmarks stream` measures what streaming takes and how cost grows.
 """
 
 import os
@@ -11,7 +12,7 @@ import warnings
 
 from transformers.utils import logging
 
-from . import fuzz, overhead, quality, robustness, siblings, table, zero_shot
+from . import fuzz, overhead, quality, robustness, siblings, streaming, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
@@ -22,11 +23,14 @@ RUNS = {
     "zero-shot": zero_shot.main,
     "robustness": robustness.main,
     "fuzz": fuzz.main,
+    "stream": streaming.main,
     "overhead-time": overhead.times,
     "overhead": overhead.main,
 }
 
-SHORT = {"quality": ["run", "frontier"]} | {name: ["run", name] for name in ("siblings", "robustness", "fuzz")}
+SHORT = {"quality": ["run", "frontier"]} | {
+    name: ["run", name] for name in ("siblings", "robustness", "fuzz", "stream")
+}
 
 
 def main(words: list[str]) -> int:

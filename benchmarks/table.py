@@ -36,6 +36,7 @@ def write() -> None:
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
         *_overhead(read("overhead")),
+        *_streaming(read("streaming")),
         *_fuzz(read("fuzz")),
     ]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -333,6 +334,60 @@ def _overhead(entries: Mapping[str, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _streaming(entries: Mapping[str, Any]) -> list[str]:
+    """What one block at a time takes beside the whole model, and how cost grows."""
+    beside = {name: found for name, found in entries.items() if "streamed" in found}
+    grown = {name: found for name, found in entries.items() if "ratio" in found}
+    lines = []
+    if beside:
+        first = next(iter(beside.values()))
+        lines += [
+            "## Streaming",
+            "",
+            "`python -m benchmarks stream`: whole commands, from reading to proof, on a Llama with random float32 "
+            f"weights, {first['tokens']:,} calibration tokens, with the model in memory and with `--stream`. Peaks are "
+            f"of resident memory, {first['libraries'] / 1e6:,.0f} MB of which are libraries; that of `--stream` is the "
+            "larger one of the command and of the process that proves its folder.",
+            "",
+            _row(
+                [
+                    "recipe",
+                    "checkpoint, MB",
+                    "peak, MB",
+                    "streamed, MB",
+                    "share",
+                    "seconds",
+                    "streamed",
+                    "times",
+                    "same",
+                ]
+            ),
+            _row(["---"] * 9),
+        ]
+    for name, found in beside.items():
+        peak = max(found["streamed"]["peak"], found["proof of the streamed"])
+        sizes = (found["bytes"], found["in memory"]["peak"], peak)
+        seconds = (found["in memory"]["seconds"], found["streamed"]["seconds"])
+        cells = [f"`{name.split(',')[0]}`, {found['blocks']} blocks", *(f"{size / 1e6:,.0f}" for size in sizes)]
+        cells += [f"{found['memory']:.2f}", *(f"{s:.0f}" for s in seconds), f"{found['time']:.2f}"]
+        lines.append(_row([*cells, "yes" if found["same weights"] else "no"]))
+    if grown:
+        first = next(iter(grown.values()))
+        lines += [
+            "",
+            "How cost grows: processor seconds of `obs` on one thread, medians of "
+            f"{first['rounds']} rounds in turns. *Solve* is scoring and repair, which read no token; *passes* is the "
+            "rest.",
+            "",
+            _row(["doubled", "all", "solve", "passes"]),
+            _row(["---"] * 4),
+        ]
+    for name, found in grown.items():
+        ratios = (f"{found['ratio'][part]:.2f}" for part in ("total", "solve", "passes"))
+        lines.append(_row([name.removeprefix("twice the "), *ratios]))
+    return [*lines, ""] if lines else []
 
 
 def _fuzz(entries: Mapping[str, Any]) -> list[str]:
