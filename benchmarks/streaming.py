@@ -190,7 +190,11 @@ def _child(words: list[str]) -> None:
         from prunelm.cli import main as command
 
         sys.argv = ["prunelm", *words]
-        command()
+        try:
+            command()
+        except SystemExit as stop:
+            if stop.code:
+                raise
     print(json.dumps({"peak": peak_memory()}))
 
 
