@@ -1,22 +1,27 @@
 """`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON.
 
-`python -m benchmarks quality` measures all recipes at five sizes, `python -m benchmarks siblings` OSP, AEF, HyWIA and
-LIAR beside their ingredients, `python -m benchmarks robustness` noise and text of other kinds; all write the page.
-`--device cuda` behind the last one computes there. `python -m benchmarks fuzz` reads damaged files of every kind,
-`python -m benchmarks stream` measures what streaming takes and how cost grows.
+`python -m benchmarks quality` measures all recipes at five sizes, the sweep of two from 10 to 90 % and zero-shot tasks,
+`python -m benchmarks siblings` OSP, AEF, HyWIA and LIAR beside their ingredients, `python -m benchmarks robustness`
+noise and text of other kinds, `python -m benchmarks fuzz` damaged files of every kind, `python -m benchmarks stream`
+what streaming takes and how cost grows; all write the page. `--device cuda` computes there, and `--workers 6` lets six
+processes share the cells, which a GPU is wide enough for. Timings need one worker and a quiet machine.
 """
 
+import argparse
 import os
+import subprocess
 import sys
+import tempfile
 import warnings
 
 from transformers.utils import logging
 
-from . import fuzz, overhead, quality, robustness, siblings, streaming, table, zero_shot
+from . import fuzz, overhead, quality, record, robustness, siblings, streaming, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
     "frontier": quality.frontier,
+    "sweep": quality.sweep,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
     "siblings": siblings.main,
@@ -28,30 +33,56 @@ RUNS = {
     "overhead": overhead.main,
 }
 
-SHORT = {"quality": ["run", "frontier"]} | {
-    name: ["run", name] for name in ("siblings", "robustness", "fuzz", "stream")
+SHORT = {"quality": ["frontier", "sweep", "zero-shot"]} | {
+    name: [name] for name in ("siblings", "robustness", "fuzz", "stream")
 }
 
 
 def main(words: list[str]) -> int:
     """Exit code of the command line."""
-    if words[:1] == ["table"]:
+    asked = _parser().parse_args(words)
+    if asked.what == "table":
         table.write()
         return 0
-    options = {"device": words.pop()} if words[-2:-1] == ["--device"] and words[0] == "robustness" else {}
-    words = SHORT.get(" ".join(words).removesuffix(" --device"), words)
-    if words[:1] != ["run"] or set(words[1:]) - set(RUNS):
-        said = f"run [{' '.join(RUNS)}] | {' | '.join(SHORT)} [--device NAME] | table"
-        print(f"usage: python -m benchmarks {said}", file=sys.stderr)
-        return 2
+    names = asked.names if asked.what == "run" else SHORT[asked.what]
+    if asked.device is not None:
+        os.environ[record.DEVICE] = asked.device
+    if asked.workers > 1:
+        _together(asked.workers, names or list(RUNS))
+    else:
+        _alone(names or list(RUNS))
+    if record.shared_folder() is None:
+        table.write()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", choices=["run", *SHORT, "table"])
+    parser.add_argument("names", nargs="*", choices=[*RUNS, []], default=[], help="for run: which; all by default")
+    parser.add_argument("--device", help="where models compute: cpu, cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cells")
+    return parser
+
+
+def _alone(names: list[str]) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    for name in words[1:] or RUNS:
-        RUNS[name](**options)
-    table.write()
-    return 0
+    for name in names:
+        RUNS[name]()
+
+
+def _together(workers: int, names: list[str]) -> None:
+    """Several processes of this program that share a folder, in which they claim cells."""
+    command = [sys.executable, "-m", "benchmarks", "run", *names]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, record.TOGETHER: folder}
+        started = [subprocess.Popen(command, env=environment) for _ in range(workers)]
+        failed = sum(process.wait() != 0 for process in started)
+    if failed:
+        print(f"{failed} of {workers} processes failed; run it again for the cells that are missing", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _calibration(model: PreTrainedModel) -> Batches:
-    tokenizer = load_tokenizer(find_model(model_file()))
+    tokenizer = load_tokenizer(find_model(model_file(), device="cpu"))
     text = list(language_reference())
     return sample_batches(text, tokenizer, model.config, samples=SAMPLES, length=LENGTH, seed=0, causal=True)
 
@@ -58,7 +58,7 @@ def _forward(model: PreTrainedModel, calibration: Batches) -> float:
 
 def wall_time() -> dict[str, Any]:
     """Whole prunes against plain forward passes over the same tokens, in turns; loading and saving apart."""
-    source = find_model(model_file())
+    source = find_model(model_file(), device="cpu")
     dense = load_model(source)
     calibration = _calibration(dense)
     dense(**calibration.batches[0])
@@ -76,7 +76,7 @@ def wall_time() -> dict[str, Any]:
 
 def prefill() -> dict[str, Any]:
     """Prefill tokens per second at 30 %, batch 1, 512 tokens, dense and pruned in turns, against removed FLOPs."""
-    source = find_model(model_file())
+    source = find_model(model_file(), device="cpu")
     dense, pruned = load_model(source), load_model(source)
     empty = Batches(batches=[], facts={"tokens": 0, "sequences": 0})
     prune_(pruned, empty, Recipe.load("l2", sparsity=SPARSITY))
@@ -112,7 +112,7 @@ def memory(sizes: dict[str, int] | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "dense"
         if sizes is None:
-            load_model(find_model(model_file())).save_pretrained(folder)
+            load_model(find_model(model_file(), device="cpu")).save_pretrained(folder)
         else:
             config = LlamaConfig(
                 **sizes, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8, vocab_size=8192
@@ -131,7 +131,7 @@ def memory(sizes: dict[str, int] | None) -> dict[str, Any]:
 
 def _measure_memory(folder: str, samples: int) -> dict[str, Any]:
     libraries = peak_memory()
-    model = load_model(find_model(folder))
+    model = load_model(find_model(folder, device="cpu"))
     channels = [site.consumer.layer.in_features for site in find_sites(model)[:2]]
     weights = sum(p.numel() * 4 for p in model.parameters())
     ids = torch.randint(model.config.vocab_size, (samples, LENGTH), generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.workflow import calibration_batches
 
-from .record import DATA, measure, needed
+from .record import DATA, device, measure, needed, one_at_a_time, shared_folder
 
 C4 = DATA / "text" / "c4_calibration.jsonl"
 WIKITEXT = DATA / "text" / "wikitext2_raw_test.txt"
@@ -49,6 +49,8 @@ FRONTIER = (
     SHORTGPT,
 )
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)
+SWEEP = ("best", "goa")
+SWEEP_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def c4_part(start: int, stop: int) -> list[str]:
@@ -85,6 +87,24 @@ def frontier() -> None:
                 )
 
 
+def sweep() -> None:
+    """Two recipes from 10 to 90 %, to see where quality breaks down; cells of the frontier are not run again."""
+    if not needed(C4, WIKITEXT):
+        return
+    documents = c4_part(0, 90)
+    with tempfile.TemporaryDirectory() as scratch:
+        dense = dequantized(Path(scratch) / "dense")
+        texts = {"WikiText-2": WIKITEXT, "C4": written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))}
+        for sparsity in SWEEP_SPARSITIES:
+            for name in SWEEP:
+                recipe = Recipe.load(name, sparsity=sparsity, samples=128, length=512)
+                measure(
+                    "frontier",
+                    f"{name} {sparsity}",
+                    lambda r=recipe: cells_of(dense, r, documents, texts, length=1024, max_tokens=20_480),
+                )
+
+
 def written(path: Path, documents: list[str]) -> Path:
     path.write_text("\n".join(json.dumps({"text": text}) for text in documents), encoding="utf-8")
     return path
@@ -111,11 +131,21 @@ def smollm2() -> None:
 
 
 def dequantized(folder: Path) -> Path:
-    """SmolLM2 as a float32 folder, which opens much faster than its GGUF file and computes the same."""
-    source = find_model(model_file())
+    """SmolLM2 as a float32 folder, which opens much faster than its GGUF file and computes the same.
+
+    Processes that measure together share one.
+    """
+    folder = (shared_folder() or folder.parent) / folder.name
+    with one_at_a_time():
+        if not (folder / "config.json").is_file():
+            _dequantize(folder)
+    return folder
+
+
+def _dequantize(folder: Path) -> None:
+    source = find_model(model_file(), device="cpu")
     load_model(source).save_pretrained(folder)
     load_tokenizer(source).save_pretrained(folder)
-    return folder
 
 
 def encoder() -> None:
@@ -163,7 +193,7 @@ def _shorter(
     model: Path, recipe: Recipe, documents: list[str], texts: dict[str, Path], **options: Any
 ) -> dict[str, Any]:
     """Drop the blocks of least influence, as many as the recipe's sparsity is of all, and evaluate on some texts."""
-    source = find_model(model)
+    source = find_model(model, device=device())
     tokenizer, pruned = load_tokenizer(source), load_model(source)
     calibration, _ = calibration_batches(pruned, tokenizer, recipe, documents, name="benchmark text")
     start, before = time.perf_counter(), pruned.num_parameters()
@@ -209,10 +239,9 @@ def pruned_by(
     documents: list[str],
     *,
     journal: Journal | None = None,
-    device: str = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, dict[str, Any]]:
     """The model as a recipe leaves it (as it is, without one), its tokenizer, and what is recorded of the pruning."""
-    source = find_model(model, device=device)
+    source = find_model(model, device=device())
     tokenizer, pruned = load_tokenizer(source), load_model(source)
     if recipe is None:
         return pruned, tokenizer, {"parameters": pruned.num_parameters()}

@@ -23,7 +23,7 @@ from prunelm.suite.noise import noise
 from prunelm.suite.texts import score_text
 
 from .quality import C4, WIKITEXT, c4_part, dequantized, pruned_by, written
-from .record import measure, needed
+from .record import device, measure, needed
 
 RECIPES = ("best", "goa")
 SPARSITIES = (0.2, 0.5)
@@ -52,18 +52,17 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     documents: dict[str, list[str]]
     tested: dict[str, Path]
-    device: str
     sizes: Sizes
 
 
-def main(device: str = "cpu") -> None:
+def main() -> None:
     """Every cell that is not measured yet."""
     if not needed(C4, WIKITEXT):
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = dequantized(Path(scratch) / "dense")
         documents, tested = texts(Path(scratch))
-        run(folder, documents, {**tested, "WikiText-2": WIKITEXT}, device=device)
+        run(folder, documents, {**tested, "WikiText-2": WIKITEXT})
 
 
 def texts(scratch: Path) -> tuple[dict[str, list[str]], dict[str, Path]]:
@@ -81,12 +80,11 @@ def run(
     documents: dict[str, list[str]],
     tested: dict[str, Path],
     *,
-    device: str = "cpu",
     sizes: Sizes | None = None,
     name: str = "robustness",
 ) -> None:
     """A cell per recipe, size and calibration text."""
-    source = find_model(folder, device=device)
+    source = find_model(folder, device=device())
     setup = Setup(
         folder=folder,
         source=source,
@@ -94,7 +92,6 @@ def run(
         tokenizer=load_tokenizer(source),
         documents=documents,
         tested=tested,
-        device=device,
         sizes=sizes or Sizes(),
     )
     for recipe in RECIPES:
@@ -108,10 +105,10 @@ def _cell(setup: Setup, recipe: str, sparsity: float, calibrated: str) -> dict[s
     """A pruned model on every text; on noise too where it was calibrated at home."""
     sizes = setup.sizes
     chosen = Recipe.load(recipe, sparsity=sparsity, samples=sizes.samples, length=sizes.calibration_length)
-    pruned, _, entry = pruned_by(chosen, setup.folder, setup.documents[calibrated], device=setup.device)
+    pruned, _, entry = pruned_by(chosen, setup.folder, setup.documents[calibrated])
     ngrams = entry["calibration"]["criterion"]["ngrams"]
     tested = {name: _tested(setup, pruned, text, ngrams) for name, text in setup.tested.items()}
-    found = {**entry, "device": setup.device, "tested": tested}
+    found = {**entry, "device": device(), "tested": tested}
     if calibrated == HOME:
         found["noise"] = noise(*_subject(setup, pruned, setup.tested[HOME], sizes.noisy_tokens), Journal(), silent)
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .fuzz import FIXED
-from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES
+from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
 from .record import read
 from .robustness import HOME
 from .robustness import RECIPES as SHAKEN
@@ -30,6 +30,7 @@ def write() -> None:
         HEAD,
         *_smollm2(read("smollm2")),
         *_frontier(read("frontier")),
+        *_sweep(read("frontier")),
         *_siblings(read("siblings")),
         *_zero_shot(read("zero-shot")),
         *_robustness(read("robustness")),
@@ -110,6 +111,44 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
         seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
         lines.append(_row([recipe, *cells, *seconds]))
     return [*lines, ""]
+
+
+def _sweep(entries: Mapping[str, Any]) -> list[str]:
+    """e of two recipes at every size that was measured, and the knee where there are enough of them."""
+    sizes = {name: [s for s in SWEEP_SPARSITIES if f"{name} {s}" in entries] for name in SWEEP}
+    if "dense" not in entries or not any(set(mine) - set(FRONTIER_SPARSITIES) for mine in sizes.values()):
+        return []
+    dense = entries["dense"]["evaluation"]
+    lines = [
+        "## How far pruning goes",
+        "",
+        "e = ln(perplexity / dense) as above. The knee is the size at which e is farthest below the straight line from "
+        "nothing removed to the largest size: beyond it, every further tenth costs more than the average one.",
+        "",
+        _row(["recipe, text", *(f"{s:.0%}" for s in SWEEP_SPARSITIES), "knee"]),
+        _row(["---"] * (len(SWEEP_SPARSITIES) + 2)),
+    ]
+    for name, mine in sizes.items():
+        for text in dense:
+            found = {s: _excess(entries[f"{name} {s}"], dense, text) for s in mine}
+            cells = [f"{found[s]:.3f}" if s in found else "not run" for s in SWEEP_SPARSITIES]
+            at = f"{knee(found):.0%}" if len(found) == len(SWEEP_SPARSITIES) else ""
+            lines.append(_row([f"{name}, {text}", *cells, at]))
+    return [*lines, ""]
+
+
+def _excess(entry: Mapping[str, Any], dense: Mapping[str, Any], text: str) -> float:
+    """ln(perplexity / dense perplexity)."""
+    return math.log(entry["evaluation"][text]["value"] / dense[text]["value"])
+
+
+def knee(excess: Mapping[float, float]) -> float:
+    """The size whose e is farthest below the chord from nothing removed to the largest size, axes scaled to 1.
+
+    Source: Satopaa, Albrecht, Irwin, Raghavan 2011 ("Kneedle"), for a convex curve.
+    """
+    last = max(excess)
+    return max(excess, key=lambda s: s / last - excess[s] / excess[last])
 
 
 def _siblings(entries: Mapping[str, Any]) -> list[str]:

@@ -49,10 +49,23 @@ def test_cells_and_tables(
 
 def test_the_command_line(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[str] = []
-    monkeypatch.setitem(__main__.RUNS, "robustness", lambda device="cpu": asked.append(device))
+    monkeypatch.setenv(record.DEVICE, "cpu")
+    monkeypatch.setitem(__main__.RUNS, "robustness", lambda: asked.append(record.device()))
     monkeypatch.setattr(__main__.table, "write", lambda: None)
     assert __main__.main(["robustness"]) == 0
-    assert __main__.main(["robustness", "--device", "cuda"]) == 0
+    assert __main__.main(["run", "robustness", "--device", "cuda"]) == 0
     assert asked == ["cpu", "cuda"]
-    assert __main__.main(["quality", "--device", "cuda"]) == 2
-    assert "usage: python -m benchmarks run" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["quantity"])
+    assert "invalid choice: 'quantity'" in capsys.readouterr().err
+
+
+def test_processes_that_measure_together_claim_cells(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(record.TOGETHER, str(tmp_path))
+    ran: list[int] = []
+    for number in range(2):
+        record.measure("some", "cell", lambda number=number: {"run": ran.append(number)})
+        (results / "some.json").unlink(missing_ok=True)
+    assert ran == [0]
