@@ -220,7 +220,7 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
         return replace(job, counts=chosen.counts, step=chosen.step, notes=notes)
     wanted = ALLOCATORS[recipe.allocator].needs
     assert wanted is not None
-    return replace(decide(job, recipe, outlook.measured(wanted, job)), notes=notes)
+    return decide(replace(job, notes=notes), recipe, outlook.measured(wanted, job))
 
 
 def look_at(

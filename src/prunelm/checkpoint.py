@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from .pressing import Pressing
 from .pruning import Report
 from .results import versions
 from .sites import architecture_of, find_sites, gone_sites
-from .stock import stock_config
+from .stock import stock_config, why_relabeled
 from .stream import prediction
+from .targets import readers_of
 from .verify import PROOF_TOKENS, TOLERANCE, proof_inputs
 from .writing import new_folder
 
@@ -64,9 +65,11 @@ def save(
     _cast_(model, dtype or model.dtype)
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type != "meta")
     with new_folder(out, force=force, need_bytes=size) as folder:
-        config = _stock_config(model, report)
+        config, zeros = _stock_config(model, report)
         facts = describe(model, report, source, "transformers" if config is not None else "prunelm")
-        _write_weights(model, config, folder, pressing)
+        if config is not None:
+            facts["notes"] = list(dict.fromkeys([*facts["notes"], *_said_of(model, report, config, zeros)]))
+        _write_weights(model, config, folder, zeros, pressing)
         _write_config(model, report, config, folder)
         _copy_tokenizer(source, tokenizer, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -120,20 +123,38 @@ def _base_name(source: Source | None, model: PreTrainedModel) -> str:
     return source.name if not Path(source.name).exists() else Path(source.name).resolve().name
 
 
-def _stock_config(model: PreTrainedModel, report: Report) -> PreTrainedConfig | None:
-    """A config under which plain transformers builds exactly these shapes, or None."""
+def _stock_config(model: PreTrainedModel, report: Report) -> tuple[PreTrainedConfig | None, dict[str, Tensor]]:
+    """A config under which plain transformers builds exactly these shapes, or None, and zeros for further biases."""
     foreign = built_width(model) is not None and not architecture_of(model.config).hidden_stock
-    if report.recipe.per_block or foreign:
-        return None
-    config = stock_config(model.config, {})
+    config = None
+    if not report.recipe.per_block and not foreign:
+        config = stock_config(model.config, {}, readers_of(report.recipe.targets))
     if config is None:
-        return None
+        return None, {}
     config.architectures = [_class_for(model, config)]
     with torch.device("meta"):
         skeleton = getattr(transformers, config.architectures[0])(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    same = shapes == {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
-    return config if same else None
+    own = {name: p.shape for name, p in model.named_parameters()}
+    built = {name: p.shape for name, p in skeleton.named_parameters()}
+    further = {name: shape for name, shape in built.items() if name not in own and name.endswith(".bias")}
+    if config.model_type == model.config.model_type:
+        further = {}
+    zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in further.items()}
+    return (config, zeros) if {**own, **further} == built else (None, {})
+
+
+def _said_of(
+    model: PreTrainedModel, report: Report, config: PreTrainedConfig, zeros: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """What a user must know of a folder under another model type."""
+    why = why_relabeled(model.config, config, readers_of(report.recipe.targets))
+    if why is not None:
+        yield why
+    if zeros:
+        count = sum(zero.numel() for zero in zeros.values())
+        yield f"{count:,} biases of zero were written beside the {report.parameters_after:,} parameters: " + (
+            f"{config.model_type} has them and {model.config.model_type} has not"
+        )
 
 
 def _class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
@@ -142,15 +163,19 @@ def _class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
 
 
 def _write_weights(
-    model: PreTrainedModel, config: PreTrainedConfig | None, folder: Path, pressing: Pressing | None
+    model: PreTrainedModel,
+    config: PreTrainedConfig | None,
+    folder: Path,
+    zeros: Mapping[str, Tensor],
+    pressing: Pressing | None,
 ) -> None:
     own = model.config
     try:
         model.config = config or built_config(model)
         if pressing is not None:
-            pressing.write(folder)
+            pressing.write(folder, zeros)
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict={**model.state_dict(), **zeros} if zeros else None)
     finally:
         model.config = own
 

@@ -44,6 +44,11 @@ Deterministic = Annotated[
 Resume = Annotated[
     Path | None, typer.Option(metavar="OUT", help="Finish the interrupted run into OUT; say nothing else.")
 ]
+Targets = Annotated[
+    str | None,
+    typer.Option("--for", help="Programs that must open it: transformers, vllm, llama.cpp (several, or any)."),
+]
+Parallel = Annotated[int | None, typer.Option(help="Devices that heads and channels divide over.")]
 Text = Annotated[Path | None, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")]
 Params = Annotated[str | None, typer.Option(help="Budget: at most so many parameters, as in 1.0B.")]
 Fit = Annotated[str | None, typer.Option(help="Budget: bytes of weights in a format and cache, as in 8GB@q4_k_m+8k.")]
@@ -144,6 +149,8 @@ def prune(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The same widths in every block, for plain loaders.")
     ] = False,
+    targets: Targets = None,
+    tensor_parallel: Parallel = None,
     unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
     attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None,
     loss: Annotated[str | None, typer.Option(help="What gradients are of and policies search by; kl, task...")] = None,
@@ -194,6 +201,8 @@ def prune(
         bias=bias,
         held_out=held_out,
         per_block=per_block,
+        targets=_words(targets) or None,
+        tensor_parallel=tensor_parallel,
         unit=unit,
         attention_share=attention_share,
         loss=loss,
@@ -226,6 +235,12 @@ def prune(
         raise RecipeError("--stream makes one size at a time: give one sparsity")
     streaming: dict[str, Any] = {"stream": stream, "scratch": scratch, "scratch_dtype": scratch_dtype}
     streaming |= {"statistics_dtype": statistics_dtype, "tell": err.print}
+    told: list[str] = []
+
+    def announce(notes: Sequence[str]) -> None:
+        told.extend(notes)
+        _notes(notes)
+
     options: dict[str, Any] = {
         "recipe": chosen,
         "text": text,
@@ -234,6 +249,7 @@ def prune(
         "device": device,
         "compute_dtype": compute_dtype,
         "force": force,
+        "announce": announce,
         **access,
     }
     with _quiet(), _progress() as progress, _deterministic(deterministic):
@@ -243,7 +259,7 @@ def prune(
             reports = {out_folder: run(model, out_folder, progress=progress, **one, **options)}
         else:
             reports = run_sizes(model, out_folder, shares, progress=progress, **options)
-    _show_reports(reports, as_json)
+    _show_reports(reports, as_json, told)
 
 
 def _limit(sparsity: str | None, plan_file: Path | None, **said: str | None) -> Any:
@@ -281,15 +297,15 @@ def _numbers(text: str) -> list[float]:
         raise BudgetError(f"sparsity must be a number, or several with commas, got {text!r}") from None
 
 
-def _show_reports(reports: Mapping[Path, Any], as_json: bool) -> None:
-    """What was written, per folder."""
+def _show_reports(reports: Mapping[Path, Any], as_json: bool, told: Sequence[str] = ()) -> None:
+    """What was written, per folder, and what a user must know and was not told before."""
     found = []
     for folder, report in reports.items():
         written = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
         found.append({**written, "seconds": report.seconds, "out": str(folder)})
         if as_json:
             continue
-        _notes(report.notes)
+        _notes([note for note in written["notes"] if note not in told])
         sizes = written["parameters"]
         out.print(
             f"{sizes['before']:,} -> {sizes['after']:,} parameters: {sizes['share_of_blocks']:.2%} of the blocks, "
@@ -342,6 +358,8 @@ def plan(
     per_block: Annotated[bool | None, typer.Option(help="Widths may differ between blocks.")] = None,
     uniform: Annotated[bool, typer.Option("--uniform", help="The same widths in every block.")] = False,
     allocator: Annotated[str | None, typer.Option(help="Replace the recipe's allocator.")] = None,
+    targets: Targets = None,
+    tensor_parallel: Parallel = None,
     unit: Annotated[str | None, typer.Option(help="A unit of attention: group or query.")] = None,
     sites: Annotated[str | None, typer.Option(help="attention, ffn, or attention,ffn.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks that may lose units, as in 4:-2.")] = None,
@@ -366,6 +384,7 @@ def plan(
         raise CheckpointError("no model is named: prunelm plan MODEL, or prunelm plan --diff A.json B.json.")
     limit = _limit(None if sparsity is None else str(sparsity), edited, params=params, fit=fit)
     overrides = {"per_block": per_block, "allocator": allocator, "unit": unit, "blocks": blocks, "hidden": hidden}
+    overrides |= {"targets": _words(targets) or None, "tensor_parallel": tensor_parallel}
     overrides |= {"multiple_of": multiple_of, "samples": samples, "length": length, "sparsity": sparsity}
     chosen = _recipe(recipe, edited, sites=_words(sites) or None, **overrides)
     with _quiet(), _progress() as progress:

@@ -70,6 +70,8 @@ def export(
     with new_file(out, force=force) as partial:
         writer = GGUFWriter(partial, form.name)
         notes = _add_sizes(writer, loaded)
+        for key, field in form.scales.items():
+            writer.add_float32(f"{form.name}.{key}", float(getattr(loaded.config, field)))
         if origin is None:
             writer.add_name(Path(source.name).name)
             add_vocabulary(writer, source.folder, loaded.config.vocab_size)
@@ -133,7 +135,7 @@ def _why_not(model: PreTrainedModel, form: GgufForm) -> str | None:
     if form.fused and not config.tie_word_embeddings:
         return "has its output tied to its embeddings, this model has not"
     if not form.biases and any(name.endswith(".bias") for name, _ in model.named_parameters()):
-        return "has no biases, this model has"
+        return "has no biases, this model has: prune with --for llama.cpp, and repairs add none"
     return None
 
 

@@ -16,12 +16,20 @@ from .plan import Budget, Counts, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
 from .sites import Site, architecture_of, by_block, find_sites
-from .stock import stock_config
+from .stock import stock_config, why_relabeled
+from .targets import (
+    accepted_widths,
+    check_held,
+    check_targets,
+    default_multiple,
+    readers_of,
+    spoken,
+    unbiased_sites,
+    unread_sites,
+)
 
 NarrowHidden = Callable[[PreTrainedModel, int], None]
 """Removes all but so many hidden channels of a model in place."""
-SMALL, MULTIPLES = 1_000_000_000, (16, 128)
-"""Parameters from which on a model is large, and what widths are a multiple of below and from there on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +95,11 @@ def plan_counts(
         )
     everything = find_sites(model, recipe.unit)
     blocks = recipe.block_range(len(by_block(everything)))
-    notes = []
-    chosen = [s for s in everything if s.name in recipe.sites and s.block in blocks]
+    check_targets(model.config, recipe.targets, uneven=recipe.per_block)
     free = recipe.per_block or recipe.drops_blocks
-    fixed = sorted({s.name for s in chosen if not s.spec.stock and not free})
-    if fixed:
-        chosen = [s for s in chosen if s.name not in fixed]
-        notes.append(
-            f"{model.config.model_type}: no stock config can say another number of heads, so {' and '.join(fixed)} "
-            "stays and FFN channels pay the whole budget; --per-block prunes heads too (opens with prunelm.load)"
-        )
+    chosen, notes = _in_reach(
+        model, [s for s in everything if s.name in recipe.sites and s.block in blocks], recipe, free
+    )
     if not chosen:
         raise BudgetError(
             f"no site is left to prune: blocks {recipe.blocks!r}, sites {', '.join(recipe.sites)}. "
@@ -115,7 +118,7 @@ def plan_counts(
         min_units=recipe.min_units,
         attention_share=recipe.attention_share,
         floor=floor or {},
-        legal=_runs(model) if free else _legal(model),
+        legal=accepted_widths(model, recipe.targets, recipe.tensor_parallel, uneven=free),
     )
     job = Job(
         everything=everything,
@@ -130,6 +133,7 @@ def plan_counts(
     )
     if counts is not None:
         return with_counts(job, counts)
+    _check_divided(job, recipe)
     try:
         if recipe.hidden:
             _check_hidden_paid(job, recipe)
@@ -153,9 +157,46 @@ def with_counts(job: Job, counts: Counts) -> Job:
     return replace(job, counts=counts, budget=replace(job.budget, target=removed), step=1)
 
 
+def _in_reach(model: PreTrainedModel, sites: list[Site], recipe: Recipe, free: bool) -> tuple[list[Site], list[str]]:
+    """The sites that may lose units where the result must open, and what to tell of the others."""
+    kind, notes = model.config.model_type, []
+    fixed = {s.name for s in sites if not s.spec.stock and not free}
+    if fixed:
+        notes.append(
+            f"{kind}: no stock config can say another number of heads, so {' and '.join(sorted(fixed))} "
+            "stays and FFN channels pay the whole budget; --per-block prunes heads too (opens with prunelm.load)"
+        )
+    for name, reader in unread_sites(model.config, readers_of(recipe.targets)).items():
+        if name not in fixed and not recipe.drops_blocks and name in recipe.sites:
+            fixed.add(name)
+            notes.append(f"{kind}: {reader} takes the widths of {name} from the hidden size, so they stay")
+    return [s for s in sites if s.name not in fixed], notes
+
+
+def _check_divided(job: Job, recipe: Recipe) -> None:
+    """Raise if the widths that stay cannot be divided over the devices, or the budget is too small to make them so.
+
+    Raises:
+        BudgetError: names the blocks, or says how much must go.
+    """
+    if recipe.tensor_parallel == 1:
+        return
+    budget = job.budget
+    least = {site.key: budget.options(site)[0] for site in job.sites}
+    who = spoken(recipe.targets, recipe.tensor_parallel)
+    check_held(job.everything, lambda site: site.n_units - least.get(site.key, 0), budget.legal, who)
+    needed = sum(least[site.key] * site.cost for site in job.sites)
+    if needed > budget.target:
+        raise BudgetError(
+            f"{who}: {needed:,} parameters must go before heads and channels divide evenly, and the budget allows "
+            f"{budget.target:,}. Ask for at least {budget.share(needed)}."
+        )
+
+
 def _multiple_of(recipe: Recipe, parameters: int) -> int:
     """What kept widths are a multiple of."""
-    return recipe.multiple_of or MULTIPLES[parameters >= SMALL]
+    multiple = recipe.multiple_of or default_multiple(recipe.targets, parameters)
+    return multiple * recipe.tensor_parallel
 
 
 def hidden_width(width: int, recipe: Recipe, parameters: int) -> int:
@@ -226,7 +267,9 @@ def prepare_(
     """
     if not recipe.bias:
         return _narrowed(model, recipe, floor, narrow_hidden, counts)
+    refused = unbiased_sites(model.config, readers_of(recipe.targets))
     sites, without = missing_biases(model, recipe.sites)
+    sites = [site for site in sites if site.name not in refused]
     added = add_biases_(model, sites)
     try:
         job = _narrowed(model, recipe, floor, narrow_hidden, counts)
@@ -236,6 +279,9 @@ def prepare_(
     if added:
         flags = dict.fromkeys(site.spec.bias[0] for site in sites if site.spec.bias)
         job.notes.append(f"{added:,} bias parameters were added ({', '.join(flags)}), for repairs to use")
+    for name, reader in refused.items():
+        if name in recipe.sites and name not in without:
+            job.notes.append(f"{reader} has no bias for {name} of {model.config.model_type}, so repairs there add none")
     if without:
         kinds = " and ".join(without)
         job.notes.append(f"{model.config.model_type}: its config gives {kinds} no bias, so repairs there have none")
@@ -255,10 +301,16 @@ def _narrowed(
     dense = dense_sizes(model)
     keep = hidden_width(int(model.config.hidden_size), recipe, dense.parameters)
     own = architecture_of(model.config)
+    readers = readers_of(recipe.targets)
+    if recipe.per_block and readers:
+        raise RecipeError(
+            f"no hidden channels can go where blocks differ in width and {' and '.join(readers)} must open the result: "
+            "leave --hidden or --per-block out, or those programs out of --for"
+        )
     opens = own.hidden_stock and all(spec.stock for spec in own.sites)
     if opens or recipe.per_block:
         narrow_hidden(model, keep)
-    if not recipe.per_block and not (opens and stock_config(model.config, {})):
+    if not recipe.per_block and not (opens and stock_config(model.config, {}, readers)):
         raise RecipeError(
             f"{model.config.model_type}: no stock config can say {keep} hidden channels with these heads: leave "
             "--hidden out, choose another share, or say --per-block (opens with prunelm.load)"
@@ -278,9 +330,24 @@ def decide(job: Job, recipe: Recipe, *measured: Measured) -> Job:
         BudgetError: whole units cannot meet the budget, or blocks would differ where a stock config says one number.
     """
     counts, step = ALLOCATORS[recipe.allocator](job.sites, job.budget, *measured)
+    check_held(
+        job.sites, lambda site: counts.get(site.key, site.n_units), job.budget.legal,
+        spoken(recipe.targets, recipe.tensor_parallel),
+    )  # fmt: skip
+    notes = list(job.notes)
     if not recipe.per_block:
         _check_uniform(job.everything, counts)
-    return replace(job, counts=counts, step=step)
+        notes += _relabeled(job.sites, counts, recipe)
+    return replace(job, counts=counts, step=step, notes=notes)
+
+
+def _relabeled(sites: list[Site], counts: Counts, recipe: Recipe) -> list[str]:
+    """What to tell where only another model type can say the widths that stay."""
+    readers, config = readers_of(recipe.targets), sites[0].config
+    values = {name: value for site in sites for name, value in site.config_values(counts[site.key]).items()}
+    written = stock_config(config, values, readers)
+    why = None if written is None else why_relabeled(config, written, readers)
+    return [] if why is None else [why]
 
 
 def _check_uniform(sites: list[Site], counts: Counts) -> None:
@@ -292,26 +359,3 @@ def _check_uniform(sites: list[Site], counts: Counts) -> None:
                 f"blocks would keep from {min(widths)} to {max(widths)} units of {name}, and a stock config says one "
                 "number for all. Say --per-block (opens with prunelm.load), or use --allocator uniform on all blocks."
             )
-
-
-def _runs(model: PreTrainedModel) -> Callable[[Site, int], bool]:
-    """Whether a model whose blocks may differ still generates with this many kept units of a site.
-
-    Its cache is asked how long it is at the first attention of each type, which must therefore stay.
-    """
-    kinds = getattr(model.config, "layer_types", None) or ["full_attention"]
-    anchors = {kinds.index(kind) for kind in set(kinds)} if model.can_generate() else set()
-    return lambda site, kept: kept > 0 or site.spec.probabilities is None or site.block not in anchors
-
-
-def _legal(model: PreTrainedModel) -> Callable[[Site, int], bool]:
-    """Whether a stock config can say that every block keeps this many units of a site; asked of transformers once."""
-    known: dict[tuple[str, int], bool] = {}
-
-    def legal(site: Site, kept: int) -> bool:
-        key = (site.name, kept if site.spec.probabilities is not None else 0)
-        if key not in known:
-            known[key] = stock_config(model.config, site.config_values(kept)) is not None
-        return known[key]
-
-    return legal

@@ -42,7 +42,7 @@ class Budget:
         min_units: units that every site keeps at least, per KV head where units are query heads.
         attention_share: sparsity of attention relative to the overall one; FFN pays the rest.
         floor: units that a site must lose at least, by site key: what a larger model of the same family has lost.
-        legal: whether plain loaders accept this many kept units of a site in every block.
+        legal: whether the programs that must open the result accept this many kept units of a site.
     """
 
     target: int
@@ -68,12 +68,12 @@ class Budget:
         return f"{math.floor(parameters / (self.asked_of or self.total) * 10_000) / 10_000:.4f}"
 
     def options(self, site: Site) -> list[int]:
-        """Numbers of units that may be removed from a site, ascending, from 0 (or the site's floor) up."""
+        """Numbers of units that may be removed from a site, ascending from 0, its floor, or what a program needs."""
         least = self.min_units * site.strata
         step = self.multiple_of if site.spec.probabilities is None else site.strata
-        kept = [k for k in range(site.n_units, least - 1, -1) if k % step == 0 and k < site.n_units]
+        kept = [k for k in range(site.n_units, least - 1, -1) if k == site.n_units or k % step == 0]
         floor = self.floor.get(site.key, 0)
-        return [o for o in (0, *(site.n_units - k for k in kept if self.legal(site, k))) if o >= floor] or [floor]
+        return [o for o in (site.n_units - k for k in kept if self.legal(site, k)) if o >= floor] or [floor]
 
     def step(self, site: Site) -> int:
         """Parameters between two neighbouring options of a site."""

@@ -232,7 +232,7 @@ def _wrong_number(keep: Any, site: Site, job: Job, prunable: bool) -> str:
         return f"must say how many units it keeps, got {json.dumps(keep)}"
     if not 0 <= keep <= site.n_units:
         return f"keeps {keep} of {site.n_units} units"
-    if keep == site.n_units:
+    if keep == site.n_units and job.budget.legal(site, keep):
         return ""
     if not prunable:
         return f"keeps {keep} of {site.n_units} units, but the recipe leaves this site whole (sites, blocks, per_block)"
@@ -241,7 +241,7 @@ def _wrong_number(keep: Any, site: Site, job: Job, prunable: bool) -> str:
     if keep % site.strata:
         return f"keeps {keep} query heads, no multiple of its {site.strata} KV heads"
     if not job.budget.legal(site, keep):
-        return f"keeps {keep} units, which no stock config of this family can say"
+        return f"keeps {keep} units, which no stock config can say to the programs that must open it"
     return ""
 
 

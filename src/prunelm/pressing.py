@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -47,15 +48,15 @@ class Pressing:
         self._round_()
         return self.proof.outputs(0, self.proof.hidden[0]).to(CPU)
 
-    def write(self, folder: Path) -> None:
-        """Put the config, all weights and their index into a folder, one file a block and one for the rest."""
+    def write(self, folder: Path, further: Mapping[str, Tensor]) -> None:
+        """Put the config, all weights and further ones, and their index, into a folder: one file a block and one."""
         model, blocks = self.shelf.model, len(self.shelf.blocks)
         outside = {
             name: value.to(CPU)
             for name, value in model.state_dict().items()
             if not name.startswith(f"{self.shelf.prefix}.")
         }
-        model.save_pretrained(folder, state_dict=outside, max_shard_size="1TB")
+        model.save_pretrained(folder, state_dict={**outside, **further}, max_shard_size="1TB")
         names = [f"model-{n:05d}-of-{blocks + 1:05d}.safetensors" for n in range(1, blocks + 2)]
         (folder / "model.safetensors").rename(folder / names[0])
         for i in range(blocks):

@@ -21,6 +21,7 @@ from .plan import check_sparsity
 from .policy import Policy
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
+from .targets import NAMES
 
 CANDIDATES, HELD_OUT = 8, 0.125
 """Plans with equal widths that are measured, and what is held out for it, where a recipe is evened."""
@@ -50,7 +51,11 @@ class Recipe:
         attention_share: sparsity of attention relative to the overall one; 0 leaves attention alone.
         blocks: half-open range of blocks that may lose units, as in `4:-2`; `:` is all.
         blocks_from: the range applies to models with at least this many blocks; smaller ones use all.
-        multiple_of: kept FFN channels are a multiple of this; 0 chooses 16 below 1B parameters, 128 above.
+        multiple_of: kept FFN channels, on each device, are a multiple of this; 0 chooses 16 below 1B parameters and
+            128 above for transformers, 64 and 128 for vllm, 32 and 256 for llama.cpp.
+        targets: programs that must open the result, of `transformers`, `vllm` and `llama.cpp`, or `any`; widths are
+            chosen among those that all of them accept.
+        tensor_parallel: devices over which heads and FFN channels must divide evenly.
         min_units: units that every site keeps at least; 0 lets whole sublayers go, which needs `per_block`.
         hidden: share of the hidden channels (the width of the residual stream) to remove before any site loses units;
             what goes with them counts towards `sparsity`, and `multiple_of` holds for the channels that stay.
@@ -102,6 +107,8 @@ class Recipe:
     blocks: str = ":"
     blocks_from: int = 0
     multiple_of: int = 0
+    targets: tuple[str, ...] = ("transformers",)
+    tensor_parallel: int = 1
     min_units: int = 1
     hidden: float = 0.0
     hidden_criterion: str = "energy"
@@ -149,6 +156,7 @@ class Recipe:
             ("samples", 1),
             ("length", 8),
             ("min_units", 0),
+            ("tensor_parallel", 1),
             ("price_tokens", 1),
             ("fisher_tokens", 1),
             ("candidates", 1),
@@ -164,6 +172,11 @@ class Recipe:
         for name in ("ridge", "attention_share"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
+        if not self.targets or set(self.targets) - set(NAMES):
+            wrong = next((name for name in self.targets if name not in NAMES), "none")
+            raise RecipeError(
+                f"targets (--for) must be of {', '.join(NAMES)}, got {wrong!r}. {did_you_mean(wrong, NAMES)}".strip()
+            )
         if not self.sites or set(self.sites) - {"attention", "ffn"}:
             raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(self.sites) or 'none'}")
         for name, most in (("held_out", 0.5), ("dense_share", 1.0), ("repeated", 1.0)):
@@ -280,7 +293,7 @@ class Recipe:
         data = dataclasses.asdict(self)
         for kind in ("attention", "ffn"):
             data[kind] = {"criterion": data[kind]["criterion"], **data[kind]["options"]}
-        return {**data, "sites": list(self.sites)}
+        return {**data, "sites": list(self.sites), "targets": list(self.targets)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> "Recipe":
@@ -301,8 +314,9 @@ class Recipe:
                 values[kind] = _scoring(values[kind], f"{where}: [{kind}]")
         if values.get("policy") is not None and not isinstance(values["policy"], Policy):
             values["policy"] = Policy.from_dict(values["policy"], where)
-        if isinstance(values.get("sites"), list):
-            values["sites"] = tuple(values["sites"])
+        for name in ("sites", "targets"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         return cls(**values)
 
     @classmethod

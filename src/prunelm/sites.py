@@ -45,11 +45,32 @@ class SiteSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Relabel:
-    """Another stock model type that builds the same function, with the config fields it needs and forbids."""
+    """Another stock model type that builds the same function, with the config fields it needs and forbids.
+
+    `drop`: fields that would mean something else there. `scale`: its field for the factor of attention scores, which
+    becomes 1 / sqrt(head_dim). Biases that it has beside the model's own are written as zeros.
+    """
 
     model_type: str
-    set: Mapping[str, Any]
-    when: Mapping[str, Any]
+    set: Mapping[str, Any] = field(default_factory=dict)
+    when: Mapping[str, Any] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+    scale: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """What a program beside transformers reads of the family's folders.
+
+    `head_dim`: the size of a head from the config, not from hidden size and number of heads. `sites`: the kinds whose
+    widths may change. `biases`: the kinds whose consumer has a bias where the family's flag asks for one.
+    `uneven_when`: the config values under which blocks may differ in width; None if they may not.
+    """
+
+    head_dim: bool = True
+    sites: tuple[str, ...] = ("attention", "ffn")
+    biases: tuple[str, ...] = ("attention", "ffn")
+    uneven_when: Mapping[str, Any] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +79,7 @@ class GgufForm:
 
     `per_block`: a width for each block. `head_dim`: a head size of its own. `pairs`: q and k with rotary pairs side by
     side. `fused`: q, k and v in one matrix, and the output tied to the embeddings. `biases`: those the family has.
+    `scales`: its keys for factors, and the config fields that say them.
     """
 
     name: str
@@ -66,6 +88,7 @@ class GgufForm:
     pairs: bool = False
     fused: bool = False
     biases: bool = True
+    scales: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +103,8 @@ class Architecture:
     model_types: tuple[str, ...]
     blocks: str
     sites: tuple[SiteSpec, ...]
-    relabel: Relabel | None = None
+    relabels: tuple[Relabel, ...] = ()
+    readers: Mapping[str, Reader] = field(default_factory=dict)
     refuse: Mapping[str, Any] = field(default_factory=dict)
     legacy_rope: Mapping[str, str] = field(default_factory=dict)
     hidden_fields: tuple[str, ...] = ("hidden_size",)

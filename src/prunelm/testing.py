@@ -32,9 +32,16 @@ from .similarity import head_similarity
 from .sites import Site, bias_of, find_blocks, find_sites, gone_sites, narrow_, weight_of
 from .stream import BlockStream, prediction
 
+_MULTIPLIERS = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
 TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 3}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"num_key_value_heads": 3, "sliding_window": 8}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", {"num_key_value_heads": 3, **_MULTIPLIERS}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"num_key_value_heads": 3}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"num_key_value_heads": 3}),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {"num_key_value_heads": 3, "sliding_window": 8}),

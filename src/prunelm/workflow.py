@@ -46,6 +46,12 @@ from .writing import check_target, writes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_RECIPE = "goa-budget"
+Announce = Callable[[Sequence[str]], None]
+"""Told what a user must know before work begins."""
+
+
+def silently(_notes: Sequence[str]) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +166,7 @@ def prune(
     force: bool = False,
     tell: Tell = tell_nobody,
     progress: Progress = silent,
+    announce: Announce = silently,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     **overrides: Any,
@@ -189,6 +196,7 @@ def prune(
         force: replace `out` if it exists.
         tell: called with sentences to read before the work begins.
         progress: called with (stage, done, total).
+        announce: called with what a user must know, before anything is computed.
         trust_remote_code: run modeling code that comes with the checkpoint.
         allow_pickle: accept pickle weights.
         overrides: recipe fields to replace, as in `sparsity=0.3`.
@@ -204,6 +212,7 @@ def prune(
         _check_no_hidden(size.recipe, "a saved calibration, which has seen all the channels")
     seen = calibrated is not None
     files = _files(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
+    announce(files.notes)
     outlook = load_calibration(calibrated, source=files.source, recipe=size.recipe) if calibrated is not None else None
     looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
     where: dict[str, Any] = {"scratch": scratch, "scratch_dtype": scratch_dtype, "statistics_dtype": statistics_dtype}
@@ -264,6 +273,7 @@ def prune_sizes(
     compute_dtype: str = "float32",
     force: bool = False,
     progress: Progress = silent,
+    announce: Announce = silently,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     **overrides: Any,
@@ -283,6 +293,7 @@ def prune_sizes(
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
     check_target(out, force=True)
     files = _files(model, sizes, folders, text, dtype, force, access, compute_dtype)
+    announce(files.notes)
     reports = {}
     with workbench(out, files.task(sizes, journal), command="prune", force=force) as bench:
         calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device), bench)
@@ -496,6 +507,7 @@ class _Files:
     dtype: torch.dtype
     compute_dtype: torch.dtype
     force: bool
+    notes: list[str]
 
     def load(self) -> PreTrainedModel:
         return load_model(self.source, dtype=self.compute_dtype)
@@ -584,10 +596,12 @@ def _files(
             check_target(folder, force=force)
     source = find_model(model, **access)
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(source)
-    need = 0
+    need, notes = 0, []
     for size in sizes:
         shapes = skeleton(source)
-        need += planned(shapes, prepare_(shapes, size, narrow_hidden=first_channels_))["parameters"] * written.itemsize
+        plan = planned(shapes, prepare_(shapes, size, narrow_hidden=first_channels_))
+        need += plan["parameters"] * written.itemsize
+        notes += plan["notes"]
     check_target(folders[0] if len(folders) == 1 else folders[0].parent, force=True, need_bytes=need)
     documents, labels = _read_text(text, chosen) if text is not None and reads else (None, None)
     return _Files(
@@ -600,6 +614,7 @@ def _files(
         dtype=written,
         compute_dtype=dtype_named(compute_dtype, "compute dtype"),
         force=force,
+        notes=list(dict.fromkeys(notes)),
     )
 
 

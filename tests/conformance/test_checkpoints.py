@@ -222,12 +222,6 @@ def test_a_llama_with_a_head_count_stock_llama_refuses_is_written_as_mistral(tmp
     assert config["architectures"] == ["MistralForCausalLM"]
 
 
-def test_a_llama_with_biases_cannot_be_relabeled_so_only_dividing_head_counts_are_used():
-    model = tiny_model("llama", hidden_size=64, num_attention_heads=8, num_key_value_heads=4, attention_bias=True)
-    prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1))
-    assert model.config.num_attention_heads in {8, 4}
-
-
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
 def test_gemma_keeps_head_counts_that_divide_its_hidden_size(name):
     model = tiny_model(name, hidden_size=64, num_attention_heads=8, num_key_value_heads=4)

@@ -19,7 +19,7 @@ from prunelm.gguf_export import largest_error
 from prunelm.loading import find_model
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
-from prunelm.sites import find_sites, narrow_
+from prunelm.sites import architecture_of, find_sites, narrow_
 from prunelm.sizing import overhead_bytes
 from prunelm.storage import WRITTEN, stored_after, stored_bytes
 from prunelm.testing import tiny_model
@@ -40,7 +40,9 @@ CASES = {
     "mistral": ("mistral", {"sliding_window": None}, "llama", "deci"),
     "qwen2": ("qwen2", {}, "llama", "deci"),
     "qwen3": ("qwen3", {}, "qwen3", "openelm"),
+    "granite": ("granite", {"attention_bias": True, "mlp_bias": True}, "granite", None),
 }
+SHAPES = [(case, uneven) for case, (*_, per_block) in CASES.items() for uneven in (False, True)[: 1 + bool(per_block)]]
 PLACES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
 
 
@@ -97,8 +99,7 @@ def _neighbors(weight, head_dim):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("uneven", [False, True], ids=["uniform", "uneven"])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(("case", "uneven"), SHAPES)
 def test_the_file_holds_the_model(written, tmp_path, case, uneven):
     folder, model = written(case, uneven)
     found = prunelm.export(folder, tmp_path / "out.gguf", type="f32")
@@ -128,6 +129,15 @@ def test_the_file_holds_the_model(written, tmp_path, case, uneven):
     assert ("output.weight" in tensors) == ("untied" in case)
     assert ("rope_freqs.weight" in tensors) == ("scaled" in case)
     assert sum(t.numel() for n, t in tensors.items() if n != "rope_freqs.weight") == model.num_parameters()
+
+
+def test_the_factors_of_granite_are_in_the_file(written, tmp_path):
+    folder, model = written("granite", False)
+    prunelm.export(folder, tmp_path / "out.gguf", type="f32")
+    fields = GGUFReader(tmp_path / "out.gguf").fields
+    for key, name in architecture_of(model.config).gguf[0].scales.items():
+        assert fields[f"granite.{key}"].contents() == pytest.approx(getattr(model.config, name))
+        assert getattr(model.config, name) != 1
 
 
 def test_frequency_factors_are_those_of_the_formula(written, tmp_path):
@@ -310,8 +320,7 @@ def test_the_command(cli, written, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("uneven", [False, True], ids=["uniform", "uneven"])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(("case", "uneven"), SHAPES)
 def test_llama_cpp_computes_the_same(written, tmp_path, case, uneven):
     llama_cpp = pytest.importorskip("llama_cpp")
     folder, model = written(case, uneven)

@@ -2,7 +2,7 @@
 
 from ..errors import UnsupportedModelError
 from ..registry import Registry, did_you_mean
-from ..sites import Architecture, GgufForm, Relabel, SiteSpec
+from ..sites import Architecture, GgufForm, Reader, Relabel, SiteSpec
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture", "prunelm.architectures")
 
@@ -33,4 +33,4 @@ def lookup(model_type: str) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "GgufForm", "Relabel", "SiteSpec", "architecture", "lookup"]
+__all__ = ["ARCHITECTURES", "Architecture", "GgufForm", "Reader", "Relabel", "SiteSpec", "architecture", "lookup"]

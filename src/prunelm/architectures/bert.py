@@ -1,6 +1,6 @@
 """BERT: an encoder with norms after the residual; head_dim is derived, so fewer heads need `prunelm.load`."""
 
-from . import Architecture, SiteSpec, architecture
+from . import Architecture, Reader, SiteSpec, architecture
 
 architecture(
     Architecture(
@@ -33,6 +33,10 @@ architecture(
                 config_fields={"intermediate_size": "units"},
             ),
         ),
+        readers={
+            "vllm": Reader(sites=("ffn",), uneven_when=None),
+            "llama.cpp": Reader(sites=("ffn",), uneven_when=None),
+        },
         refuse={"add_cross_attention": True},
         hidden_writers=("pooler.dense", "predictions.transform.dense"),
     ),

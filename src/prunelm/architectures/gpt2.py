@@ -1,6 +1,6 @@
 """GPT-2: fused [Q | K | V] in Conv1D layers; its config cannot say head_dim, so fewer heads need `prunelm.load`."""
 
-from . import Architecture, SiteSpec, architecture
+from . import Architecture, Reader, SiteSpec, architecture
 
 architecture(
     Architecture(
@@ -27,6 +27,8 @@ architecture(
             ),
         ),
         refuse={"add_cross_attention": True},
+        # llama.cpp's converter writes 4 x hidden_size for the width of every FFN.
+        readers={"vllm": Reader(sites=("ffn",), uneven_when=None), "llama.cpp": Reader(sites=(), uneven_when=None)},
     ),
     __name__,
 )

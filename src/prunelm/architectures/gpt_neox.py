@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: Q, K, V interleaved head by head; head_dim is derived, so fewer heads need `prunelm.load`."""
 
-from . import Architecture, SiteSpec, architecture
+from . import Architecture, Reader, SiteSpec, architecture
 
 architecture(
     Architecture(
@@ -25,6 +25,7 @@ architecture(
                 config_fields={"intermediate_size": "units"},
             ),
         ),
+        readers={"vllm": Reader(sites=("ffn",)), "llama.cpp": Reader(sites=("ffn",), uneven_when=None)},
         legacy_rope={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     ),
     __name__,

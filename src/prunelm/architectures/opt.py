@@ -1,6 +1,6 @@
 """OPT: biases everywhere, ReLU; head_dim is derived, so fewer heads need `prunelm.load`."""
 
-from . import Architecture, SiteSpec, architecture
+from . import Architecture, Reader, SiteSpec, architecture
 
 architecture(
     Architecture(
@@ -30,6 +30,7 @@ architecture(
                 config_fields={"ffn_dim": "units"},
             ),
         ),
+        readers={"vllm": Reader(sites=("ffn",))},
         hidden_fields=("hidden_size", "word_embed_proj_dim"),
     ),
     __name__,

@@ -1,6 +1,6 @@
 """Phi-3: fused [Q | K | V] and [gate | up] projections."""
 
-from . import Architecture, SiteSpec, architecture
+from . import Architecture, Reader, SiteSpec, architecture
 
 architecture(
     Architecture(
@@ -28,6 +28,7 @@ architecture(
                 config_fields={"intermediate_size": "units"},
             ),
         ),
+        readers={"vllm": Reader(), "llama.cpp": Reader(sites=("ffn",), uneven_when=None)},
     ),
     __name__,
 )
