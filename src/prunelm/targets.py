@@ -42,7 +42,7 @@ def check_targets(config: PreTrainedConfig, targets: Collection[str], *, uneven:
     """
     if uneven and ANY in targets:
         raise RecipeError(
-            "no widths that differ between blocks open in any program: leave --per-block out or say --uniform, or name "
+            "widths that differ between blocks do not open everywhere: leave --per-block out or say --uniform, or name "
             f"the programs, as in --for {','.join(MULTIPLES)}"
         )
     for name in readers_of(targets):
@@ -128,6 +128,8 @@ def _stock(model: PreTrainedModel, readers: Collection[str]) -> Callable[[Site, 
     known: dict[tuple[str, int], bool] = {}
 
     def fits(site: Site, kept: int) -> bool:
+        if not kept:
+            return False
         key = (site.name, kept if site.spec.probabilities is not None else 0)
         if key not in known:
             known[key] = stock_config(model.config, site.config_values(kept), readers) is not None

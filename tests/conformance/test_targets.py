@@ -125,6 +125,9 @@ def test_devices_that_heads_do_not_divide_over_must_be_paid_for():
     where = r"attention of blocks 0 to 2 keeps 3 \(nearest that would do: 1, 2\)"
     with pytest.raises(BudgetError, match=f"vllm on 2 devices cannot hold this plan: {where}"):
         plan_counts(three, _recipe(sites=("ffn",), targets=("vllm",), tensor_parallel=2))
+    llama = tiny_model("llama", hidden_size=48, num_hidden_layers=3, intermediate_size=96)
+    with pytest.raises(BudgetError, match=where):
+        plan_counts(llama, _recipe(sites=("ffn",), targets=("vllm",), tensor_parallel=2))
     with pytest.raises(BudgetError, match="attention of block 0 keeps 3"):
         plan_counts(three, _recipe(blocks="1:", targets=("vllm",), tensor_parallel=2, allocator="per-module",
                                    per_block=True))  # fmt: skip
@@ -149,7 +152,7 @@ def test_a_bias_of_qwen3_opens_with_plain_transformers(tmp_path):
     ("family", "options", "says"),
     [
         ("gemma2", {"targets": ("llama.cpp",), "per_block": True}, r"llama\.cpp opens no gemma2 models .*--uniform"),
-        ("llama", {"targets": ("any",), "per_block": True}, r"open in any program: .*--for transformers,vllm,llama"),
+        ("llama", {"targets": ("any",), "per_block": True}, r"do not open everywhere: .*--for transformers,vllm,llama"),
         ("opt", {"targets": ("llama.cpp",)}, r"opt is not known to open in llama\.cpp, only in transformers, vllm"),
         ("gpt2", {"targets": ("llama.cpp",)}, r"llama\.cpp takes the widths of gpt2 from its hidden size"),
     ],

@@ -44,7 +44,7 @@ def error_of(ran: Any) -> str:
     assert "Traceback" not in ran.err
     assert lines, "nothing was said"
     assert lines[-1].startswith("error: "), ran.err
-    assert all(line.startswith("recipe: ") for line in lines[:-1]), ran.err
+    assert all(line.startswith(("recipe: ", "note: ")) for line in lines[:-1]), ran.err
     return lines[-1]
 
 

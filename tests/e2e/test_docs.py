@@ -26,6 +26,7 @@ SMALLER = {
     "--self-generated": ["--samples", "4", "--length", "64"],
     "osp": ["--samples", "16", "--length", "32"],
     "liar": ["--multiple-of", "4"],
+    "--for": ["--multiple-of", "4"],
 }
 
 # Run `python -m prunelm` with each line's arguments, one after the other in one process: importing torch takes longer

@@ -25,7 +25,10 @@ architecture(
                 config_fields={"intermediate_size": "units"},
             ),
         ),
-        readers={"vllm": Reader(sites=("ffn",)), "llama.cpp": Reader(sites=("ffn",), uneven_when=None)},
+        readers={
+            "vllm": Reader(sites=("ffn",), uneven_when=None),
+            "llama.cpp": Reader(sites=("ffn",), uneven_when=None),
+        },
         legacy_rope={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     ),
     __name__,
