@@ -383,7 +383,13 @@ def plan(
     if model is None:
         raise CheckpointError("no model is named: prunelm plan MODEL, or prunelm plan --diff A.json B.json.")
     limit = _limit(None if sparsity is None else str(sparsity), edited, params=params, fit=fit)
-    overrides = {"per_block": per_block, "allocator": allocator, "unit": unit, "blocks": blocks, "hidden": hidden}
+    overrides: dict[str, Any] = {
+        "per_block": per_block,
+        "allocator": allocator,
+        "unit": unit,
+        "blocks": blocks,
+        "hidden": hidden,
+    }
     overrides |= {"targets": _words(targets) or None, "tensor_parallel": tensor_parallel}
     overrides |= {"multiple_of": multiple_of, "samples": samples, "length": length, "sparsity": sparsity}
     chosen = _recipe(recipe, edited, sites=_words(sites) or None, **overrides)
