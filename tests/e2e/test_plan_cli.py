@@ -118,7 +118,7 @@ def test_every_line_that_cannot_be_used_is_named(
         ([(r'"1.ffn"', '"0.ffn"')], "'0.ffn' is there 2 times"),
         ([(r'"format": 1', '"format": 9')], "line 2: format 9 is not known here"),
         ([(r'"sites": {', '"sites": [')], "is not valid JSON"),
-        ([(r'\n "sites"', '\n "site"')], "line \d+: unknown field 'site'. Did you mean 'sites'"),
+        ([(r'\n "sites"', '\n "site"')], r"line \d+: unknown field 'site'. Did you mean 'sites'"),
         ([(r"[0-9a-f]{64}", "0" * 64)], "made for other weights"),
     ],
 )
