@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .stream import BlockStream
 
+ALIKE = 0.16
+"""Distance in nats under which two heads are called alike where nothing else is said."""
 TOKENS_AT_ONCE = 512
 """Whole attention maps are large, so few sequences are looked at at a time."""
 

@@ -185,6 +185,27 @@ def test_generation_says_where_texts_part(pair: tuple[Path, Path], text: Path, b
     assert itself["median_first_difference"] == 7
 
 
+def test_heads_are_compared_in_the_dense_model(pair: tuple[Path, Path], text: Path, byte_tokenizer: Any) -> None:
+    from prunelm.similarity import jensen_shannon
+
+    found = run(pair, text, "heads")["parts"]["heads"]["results"]["similarity"]
+    model = load_model(find_model(pair[1]))
+    model.set_attn_implementation("eager")
+    total: dict[int, torch.Tensor] = {}
+    for window in windows_of(text, byte_tokenizer):
+        with torch.no_grad():
+            maps = model(window, output_attentions=True).attentions
+        for block, one in enumerate(maps):
+            seen = one[0, :, 8:, 1:]
+            total[block] = total.get(block, 0) + jensen_shannon(seen / seen.sum(-1, keepdim=True)) / 8
+    for block, expected in total.items():
+        rows, columns = torch.triu_indices(len(expected), len(expected), 1)
+        assert found[f"{block}.attention"] == pytest.approx(expected[rows, columns].tolist(), rel=1e-3)
+    assert len(found) == len(total)
+    with pytest.raises(EvaluationError, match=r"'heads' looks at the dense model: give --against"):
+        measure(pair[0], text, parts=("heads",))
+
+
 # Speed and memory.
 
 
@@ -496,7 +517,7 @@ def test_a_text_shorter_than_a_window_or_a_prompt(pair: tuple[Path, Path], tmp_p
 
 def test_all_parts_fit_and_are_shown(pair: tuple[Path, Path], text: Path) -> None:
     assert set(parts()) == {
-        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "shift", "tasks"),
+        *("quality", "positions", "pseudo-perplexity", "generation", "noise", "shift", "heads", "tasks"),
         *("speed", "widths", "memory"),
     }
     found = run(pair, text, "quality", "positions", "generation", "noise", "speed", max_tokens=4 * 128)

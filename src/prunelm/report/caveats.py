@@ -27,8 +27,11 @@ def caveats(
     found += _calibration(pruning)
     found += _speed(pruning, evaluation or {"parts": {}})
     if pruning["loader"] != "transformers":
-        found.append("Plain transformers refuses to open this folder: it opens with prunelm.load.")
-    return [*found, *pruning["notes"]]
+        found.append(
+            "Plain transformers refuses to open this folder: it opens with prunelm.load, or with the modeling file in "
+            "it where there is one (trust_remote_code=True)."
+        )
+    return found
 
 
 def _overfit(transfer: Mapping[str, Any]) -> Iterator[str]:
@@ -73,8 +76,9 @@ def _slower(timed: Mapping[str, Any]) -> Iterator[str]:
             faster = [w for w in row["wider"] if w[name]["value"] < CLEARLY and w[name]["high"] < 1]
             if faster:
                 best = min(faster, key=lambda wider: wider[name]["value"])
+                where = f"{row['site'].replace('ffn', 'FFN')}, {row['blocks']} block{'s' if row['blocks'] > 1 else ''}"
                 yield (
-                    f"Width {row['width']:,} of {row['site']} ({row['blocks']} blocks) is slower at {name} than "
+                    f"Width {row['width']:,} ({where}) is slower at {name} than "
                     f"{best['width']:,} would be: that takes {best[name]['value']:.2f}x its time, measured on this "
                     "machine (--multiple-of)."
                 )

@@ -14,6 +14,9 @@ from .gathering import TRANSFER, Gathered
 from .head_graph import head_graphs
 
 Shown = dict[str, Any]
+_HEAD = {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}
+"""Parts whose numbers stand in the first table."""
+_MEASURES = {"error": "relative error of the output"}
 _HOW_LONG = "A line a block, from the first (blue) to the last (orange); the points are the widths that were chosen."
 
 
@@ -44,14 +47,26 @@ def content(found: Sequence[Gathered]) -> Shown:
             sliders[f"slider-{k}"] = {**slider, "figure": section["slider"]["figure"]["id"]}
         sections.append(section)
     frontiers = [drawn(title, spec) for title, spec in _frontiers(found)]
-    names = ", ".join(one.name for one in found)
     return {
-        "title": f"What pruning did: {names}",
+        "title": f"What pruning did: {_title(found)}",
         "sections": sections,
-        "frontiers": frontiers,
+        "frontiers": [*frontiers, *(drawn(*figure) for figure in _family(found))],
         "overview": _overview(found) if len(found) > 1 else None,
         "data": {"figures": specs, "sliders": sliders},
     }
+
+
+def _title(found: Sequence[Gathered]) -> str:
+    bases = list(dict.fromkeys(one.pruning["base_model"] for one in found))
+    if len(found) == 1:
+        return found[0].name
+    return f"{len(found)} models from {bases[0]}" if len(bases) == 1 else f"{len(found)} models"
+
+
+def _short_names(found: Sequence[Gathered]) -> dict[str, str]:
+    """Names without the folder that all of them share."""
+    folders = {one.name.rpartition("/")[0] for one in found}
+    return {one.name: one.name.rpartition("/")[2] if len(folders) == 1 else one.name for one in found}
 
 
 def _section(one: Gathered, drawn: Any) -> Shown:
@@ -59,6 +74,7 @@ def _section(one: Gathered, drawn: Any) -> Shown:
     return {
         "name": one.name,
         "base": one.pruning["base_model"],
+        "gist": ", ".join(f"{name} {value}" for name, value, _ in _headline(one)) or "quality not measured",
         "facts": [
             ("parameters", f"{sizes['after']:,}", f"before: {sizes['before']:,}"),
             (
@@ -69,20 +85,28 @@ def _section(one: Gathered, drawn: Any) -> Shown:
             *_headline(one),
         ],
         "caveats": caveats(one.pruning, one.evaluation, one.transfer),
-        "table": _table(one.evaluation, {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}),
+        "table": _table(one.evaluation, _HEAD),
         "more": _table(one.evaluation, {"positions", "noise", "shift", "widths"}),
         "has_dense": bool(one.evaluation and one.evaluation["against"]),
         "missing": list(_missing(one)),
         "removed": [drawn(*figure) for figure in _removed(one)],
         "errors": [drawn(*figure) for figure in _errors(one)],
         "quality": [drawn(*figure) for figure in _quality(one)],
-        "heads": head_graphs(one.pruning, one.curves),
+        "heads": head_graphs(one.pruning, _similarity(one)),
         "samples": _samples(one),
         "slider": None,
         "command": _command(one.pruning),
         "provenance": _provenance(one),
+        "notes": one.pruning["notes"],
+        "recipe_name": one.pruning["recipe"]["name"],
         "recipe": json.dumps(one.pruning["recipe"], indent=1),
     }
+
+
+def _similarity(one: Gathered) -> Mapping[str, Sequence[float]]:
+    """How alike heads are: as the pruning saw it, else as part `heads` did."""
+    seen: Mapping[str, Sequence[float]] = (one.curves or {}).get("similarity") or {}
+    return seen or (one.part("heads") or {"similarity": {}})["similarity"]
 
 
 def _table(evaluation: Mapping[str, Any] | None, names: set[str]) -> list[tuple[str, ...]]:
@@ -110,34 +134,44 @@ def _headline(one: Gathered) -> Iterator[tuple[str, str, str]]:
         yield "prefill speed", f"{ratio['prefill']['value']:.2f}x", "times dense, measured"
 
 
-def _missing(one: Gathered) -> Iterator[tuple[str, str]]:
+def _missing(one: Gathered) -> Iterator[tuple[list[str], str]]:
     """What was not measured, and the command that measures it."""
     base = one.pruning["base_model"]
     there = (one.evaluation or {"parts": {}})["parts"]
     kinds = {"causal"} if not there or "pseudo-perplexity" not in there else {"masked"}
-    for name, part in parts().items():
-        if name not in there and part.kinds & kinds:
-            extra = {"tasks": " --tasks NAME,NAME", "shift": " --others FILE,FILE"}.get(name, "")
-            yield (
-                f"{name}: {part.summary}",
-                f"prunelm evaluate {one.name} --against {base} --text YOUR_TEXT --parts {name}{extra} "
-                f"--out {one.name}/evaluation.json",
-            )
+    due = {name: part for name, part in parts().items() if name not in there and part.kinds & kinds}
+    command = f"prunelm evaluate {one.name} --against {base} --text YOUR_TEXT"
+    extra = {"tasks": "--tasks NAME,NAME", "shift": "--others FILE,FILE"}
+    plain = [name for name in due if name not in extra]
+    if plain:
+        said = [f"{name}: {due[name].summary}" for name in plain]
+        yield said, f"{command} --parts {','.join(plain)} --out {one.name}/evaluation.json"
+    for name in (name for name in extra if name in due):
+        yield [f"{name}: {due[name].summary}"], f"{command} {extra[name]} --out {one.name}/evaluation.json"
     if one.transfer is None:
         recipe = one.pruning["recipe"]
         yield (
-            "transfer: calibrated on one text, tested on another",
+            ["transfer: calibrated on one text, tested on another"],
             f"prunelm transfer {base} TEXT_A TEXT_B --recipe {recipe['name']} --sparsity {recipe['sparsity']:g} "
             f"--out {one.name}/{TRANSFER}",
         )
     if one.curves is None:
-        yield "error curves, and the sizes that they predict (curves.json)", "prune again with this version, on text"
+        yield (
+            ["error curves, and the sizes that they predict (curves.json): prune again with this version, on text"],
+            "",
+        )
+
+
+def _label(kind: str) -> str:
+    """A kind of site at the head of a title."""
+    label = figures.LABELS.get(kind, kind)
+    return label[0].upper() + label[1:]
 
 
 def _removed(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
     rows = figures.site_rows(one.pruning["sites"])
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        label = {"attention": "Attention", "ffn": "FFN"}.get(kind, kind)
+        label = _label(kind)
         yield f"{label}: units that stay, per block", figures.widths(rows, kind), "The pale bar is the dense width."
 
 
@@ -153,7 +187,8 @@ def _errors(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
     rows = figures.curve_rows(one.curves)
     for kind in dict.fromkeys(row["kind"] for row in rows):
         measure = next(s["measure"] for key, s in one.curves["sites"].items() if key.endswith(kind))
-        label = {"attention": "Attention", "ffn": "FFN"}.get(kind, kind)
+        measure = _MEASURES.get(measure, measure)
+        label = _label(kind)
         yield f"{label}: {measure} as units go", figures.error_curves(rows, kind, measure), _HOW_LONG
 
 
@@ -183,7 +218,7 @@ def _quality(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
         yield (
             "Speed and memory, times dense",
             figures.speed(rows),
-            "For tokens/s more is better; for the others less is.",
+            "For tokens/s more is better, for the others less.",
         )
 
 
@@ -192,13 +227,14 @@ def _ratios(one: Gathered) -> Iterator[Shown]:
     labels = {"prefill": "prefill tokens/s", "decode": "decode tokens/s", "first_token": "first-token latency"}
     for name, label in labels.items():
         if name in found.get("ratio", {}):
-            yield {"measure": label, **found["ratio"][name]}
+            yield {"measure": label, "more": name != "first_token", **found["ratio"][name]}
     pairs = [(found, "file_bytes", "bytes on disk"), (found, "cache_bytes_per_token", "KV cache")]
     pairs.append((one.part("memory") or {}, "used", "peak memory"))
     for data, key, label in pairs:
         both = [data.get(name, {}).get(key) for name in ("model", "dense")]
         if both[0] and both[1]:
-            yield {"measure": label, **dict.fromkeys(("value", "low", "high"), both[0] / both[1])}
+            ratio = dict.fromkeys(("value", "low", "high"), both[0] / both[1])
+            yield {"measure": label, "more": False, **ratio}
 
 
 def _samples(one: Gathered) -> list[Shown]:
@@ -256,7 +292,7 @@ def _at(site: Mapping[str, Any], removed: int) -> float:
 def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec]]:
     """Quality against size, where at least two models were measured alike."""
     rows: list[Shown] = []
-    metric = ""
+    metric, short = "", _short_names(found)
     for one in found:
         quality = one.part("quality")
         if quality is None or "value" not in quality:
@@ -264,14 +300,27 @@ def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec]]:
         metric = quality["metric"]
         error = quality["error"]
         size = one.pruning["parameters"]
-        row = {"model": one.name, "parameters": size["after"], "value": quality["value"]}
+        row = {"model": one.name, "label": short[one.name], "parameters": size["after"], "value": quality["value"]}
         rows.append({**row, "low": quality["value"] - error, "high": quality["value"] + error})
         if "dense" in quality and not any(r["model"] == "dense" for r in rows):
             dense = quality["dense"]
-            row = {"model": "dense", "parameters": size["before"], "value": dense["value"]}
+            row = {"model": "dense", "label": "dense", "parameters": size["before"], "value": dense["value"]}
             rows.append({**row, "low": dense["value"] - dense["error"], "high": dense["value"] + dense["error"]})
     if len({row["parameters"] for row in rows}) > 1 and len(found) > 1:
         yield f"Quality against size: {metric}", figures.frontier(rows, metric)
+
+
+def _family(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]]:
+    """Which units go at which size, where several models have the same sites."""
+    short = _short_names(found)
+    rows = [
+        {**row, "kind": figures.LABELS.get(row["kind"], row["kind"]), "model": one.name, "label": short[one.name]}
+        | {"share": row["kept"] / row["units"]}
+        for one in found
+        for row in figures.site_rows(one.pruning["sites"])
+    ]
+    if len(found) > 1 and len({frozenset(one.pruning["sites"]) for one in found}) == 1:
+        yield "What stays, block by block", figures.family(rows), "The largest model is at the top."
 
 
 def _overview(found: Sequence[Gathered]) -> list[list[str]]:

@@ -1,11 +1,21 @@
 """The figures of a report, as Vega-Lite specifications; colors are those of the page, so they follow its theme."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Spec = dict[str, Any]
+CALM = 1.25
+"""Ratios to dense below this are not drawn as extremes, however close together all of them are."""
 Rows = list[dict[str, Any]]
 INK, GRID, FIRST, SECOND, FAINT = (f"var(--{name})" for name in ("ink", "grid", "first", "second", "faint"))
+LABELS = {"attention": "attention", "ffn": "FFN"}
+CELL: dict[str, Any] = {"type": "rect", "stroke": GRID, "strokeWidth": 1}
+"""A cell of a heat map, outlined so that the darkest color stands out from a dark page too."""
+ROOMY = {"zero": False, "padding": 8}
+SHARES = {"format": "%", "tickCount": 5}
+TIGHT = {"paddingInner": 0.05, "paddingOuter": 0.02}
+"""Between the cells of a heat map."""
+BLOCK_AXIS = {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4}
 BLOCKS = ["#2f7de1", "#c0589f", "#d98a1f"]
 """First to last block, of middle lightness, so that they stand out in both themes."""
 CONFIG: Spec = {
@@ -28,6 +38,7 @@ CONFIG: Spec = {
         "orient": "bottom",
         "labelFontSize": 12,
     },
+    "title": {"color": INK, "anchor": "start", "fontSize": 12, "fontWeight": "normal"},
     "view": {"stroke": None},
     "scale": {"bandPaddingInner": 0.15},
 }
@@ -62,15 +73,10 @@ def widths(rows: Rows, kind: str) -> Spec:
     mine = [row for row in rows if row["kind"] == kind]
     kept = [row["kept"] for row in mine]
     tip = [_field("block"), _field("kept"), _field("units", "of")]
-    x = {
-        "field": "block",
-        "type": "ordinal",
-        "title": "block",
-        "axis": {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4},
-    }
+    x = {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS}
     y: Spec = {"type": "quantitative", "title": "units", "axis": {"tickMinStep": 1}}
     return figure(
-        f"Units of {kind} per block: {_span(kept)} of {_span([row['units'] for row in mine])} stay.",
+        f"Units of {LABELS.get(kind, kind)} per block: {_span(kept)} of {_span([row['units'] for row in mine])} stay.",
         mine,
         layer=[
             {
@@ -102,13 +108,18 @@ def error_curves(rows: Rows, kind: str, measure: str) -> Spec:
     """One line per block, the chosen point marked."""
     mine = [row for row in rows if row["kind"] == kind]
     tip = [_field("block"), _field("removed"), _field("error", measure, ".3g")]
-    x = {"field": "share", "type": "quantitative", "title": "share of units removed", "axis": {"format": "%"}}
+    x = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "share of units removed",
+        "axis": {"format": "%", "tickCount": 5},
+    }
     y = {"field": "error", "type": "quantitative", "title": measure}
     color = {"field": "block", "type": "quantitative", "scale": {"range": BLOCKS}, "title": "block", "legend": None}
     chosen = [row["error"] for row in mine if row["chosen"]]
     return figure(
-        f"{measure.capitalize()} of {kind} against the share of units removed, a line per block; at the chosen widths "
-        f"{_span([float(f'{e:.3g}') for e in chosen])}.",
+        f"{measure.capitalize()} of {LABELS.get(kind, kind)} against the share of units removed, a line per block; "
+        f"at the chosen widths {_span([float(f'{e:.3g}') for e in chosen])}.",
         mine,
         layer=[
             {
@@ -132,22 +143,18 @@ def sensitivity(curves: Mapping[str, Any], share: float = 0.25) -> Spec:
     for key, site in curves["sites"].items():
         block, kind = key.split(".")
         at = min(range(len(site["removed"])), key=lambda k: abs(site["removed"][k] - share * site["units"]))
-        rows.append({"block": int(block), "kind": kind, "cost": site[field][at], "removed": site["removed"][at]})
-    title = "KL, nats" if priced else "error"
+        label = LABELS.get(kind, kind)
+        rows.append({"block": int(block), "kind": label, "cost": site[field][at], "removed": site["removed"][at]})
+    title = "KL, nats" if priced else " or ".join(sorted({site["measure"] for site in curves["sites"].values()}))
     worst = max(rows, key=lambda row: row["cost"])
     return figure(
         f"What losing {share:.0%} of a site's units costs; most in block {worst['block']}, {worst['kind']}.",
         rows,
         height=110,
-        mark={"type": "rect"},
+        mark=CELL,
         encoding={
-            "x": {
-                "field": "block",
-                "type": "ordinal",
-                "title": "block",
-                "axis": {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4},
-            },
-            "y": {"field": "kind", "type": "nominal", "title": None},
+            "x": {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS, "scale": TIGHT},
+            "y": {"field": "kind", "type": "nominal", "title": None, "scale": TIGHT},
             "color": {"field": "cost", "type": "quantitative", "title": title, "scale": {"scheme": "viridis"}},
             "tooltip": [_field("block"), _field("kind"), _field("removed"), _field("cost", title, ".3g")],
         },
@@ -163,12 +170,7 @@ def predicted(rows: Rows) -> Spec:
         shown,
         mark={"type": "line", "point": True},
         encoding={
-            "x": {
-                "field": "block",
-                "type": "ordinal",
-                "title": "block",
-                "axis": {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4},
-            },
+            "x": {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS},
             "y": {
                 "field": "share",
                 "type": "quantitative",
@@ -203,15 +205,51 @@ def frontier(rows: Rows, metric: str) -> Spec:
             {"mark": {"type": "line", "color": FAINT}, "encoding": {"x": x, "y": y}},
             {"mark": {"type": "rule", "color": FIRST}, "encoding": {"x": x, **ends, "tooltip": tip}},
             {
-                "mark": {"type": "point", "filled": True, "size": 80, "color": FIRST},
+                "mark": {"type": "point", "filled": True, "size": 80, "color": FIRST, "opacity": 1},
                 "encoding": {"x": x, "y": y, "tooltip": tip},
             },
             {
-                "mark": {"type": "text", "align": "left", "dx": 8, "dy": -8, "color": INK},
-                "encoding": {"x": x, "y": y, "text": {"field": "model"}},
+                "mark": {"type": "text", "align": "left", "dx": 7, "dy": -9, "color": INK, "fontSize": 12},
+                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
             },
         ],
     )
+
+
+def family(rows: Rows) -> Spec:
+    """The share of units that stays, block by block, in each of several models."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    tip = [_field("model"), _field("block"), _field("kept"), _field("units", "of")]
+    color = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "units that stay",
+        "legend": {"format": "%", "values": [0, 0.5, 1]},
+    }
+    cells = {
+        "mark": CELL,
+        "encoding": {
+            "x": {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS, "scale": TIGHT},
+            "y": {"field": "label", "type": "nominal", "title": None, "sort": None, "scale": TIGHT},
+            "color": {**color, "scale": {"scheme": "viridis", "domain": [0, 1]}},
+            "tooltip": tip,
+        },
+    }
+    lowest = min(rows, key=lambda row: row["share"])
+    shown = figure(
+        f"Share of the units that stays in each block of {len(models)} models; least in block {lowest['block']} of "
+        f"{lowest['model']}, {lowest['kind']}: {lowest['share']:.0%}.",
+        rows,
+    )
+    height = {"height": 22 * len(models)}
+    views = [
+        {**cells, **height, "width": "container", "title": kind, "transform": [{"filter": f"datum.kind == '{kind}'"}]}
+        for kind in kinds
+    ]
+    if len(views) == 1:
+        return {**shown, **views[0]}
+    return {k: v for k, v in shown.items() if k not in ("width", "height", "autosize")} | {"vconcat": views}
 
 
 def positions(found: Mapping[str, Any]) -> Spec:
@@ -233,7 +271,7 @@ def positions(found: Mapping[str, Any]) -> Spec:
                 "scale": {"type": "log", "base": 2},
                 "title": "up to token",
             },
-            "y": {"field": "perplexity", "type": "quantitative", "scale": {"type": "log", "nice": True}},
+            "y": {"field": "perplexity", "type": "quantitative", "scale": {"zero": False}},
             "color": _kinds(["dense", "pruned"], "model"),
             "tooltip": [_field("model"), _field("from"), _field("until"), _field("perplexity", "perplexity", ".4g")],
         },
@@ -256,7 +294,7 @@ def _excess(rows: Rows, there: str, home: str) -> Spec:
     worst = max(rows, key=lambda row: row["value"])
     y = {"field": "text", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
     tip = [_field("text"), *(_field(name, name, ".3f") for name in ("value", "low", "high"))]
-    x = {"type": "quantitative", "scale": {"zero": False}, "title": f"ratio to dense, over that on {home}"}
+    x = {"type": "quantitative", "scale": ROOMY, "title": f"ratio to dense, over that on {home}"}
     return figure(
         f"Ratio to dense on {there} over that on {home}. Most: {worst['text']}, {worst['value']:.3f}.",
         rows,
@@ -266,60 +304,77 @@ def _excess(rows: Rows, there: str, home: str) -> Spec:
 
 
 def transfer(found: Mapping[str, Any]) -> Spec:
-    """The matrix of calibration and test texts: ratios to dense."""
-    rows = [
-        {"calibrated": c["calibrated"], "tested": c["tested"], "said": f"{c['ratio']['value']:.2f}x", **c["ratio"]}
-        for c in found["cells"]
-    ]
+    """The matrix of calibration and test texts: ratios to dense with their intervals."""
+    rows = []
+    for c in found["cells"]:
+        flag = " *" if (c.get("overlap") or {}).get("flagged") else ""
+        said = {
+            "said": f"{c['ratio']['value']:.2f}x{flag}",
+            "span": f"{c['ratio']['low']:.2f} to {c['ratio']['high']:.2f}",
+        }
+        rows.append({"calibrated": c["calibrated"], "tested": c["tested"], **said, **c["ratio"]})
     tip = [_field("calibrated"), _field("tested"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
-    x = {"field": "tested", "type": "nominal", "title": "tested on", "axis": {"labelAngle": 0}}
-    y = {"field": "calibrated", "type": "nominal", "title": "calibrated on"}
-    middle = (min(r["value"] for r in rows) + max(r["value"] for r in rows)) / 2
+    x = {
+        "field": "tested",
+        "type": "nominal",
+        "title": "tested on",
+        "axis": {"labelAngle": 0, "labelLimit": 110},
+        "scale": TIGHT,
+    }
+    y = {
+        "field": "calibrated",
+        "type": "nominal",
+        "title": "calibrated on",
+        "axis": {"labelLimit": 110},
+        "scale": TIGHT,
+    }
+    low, high = min(1.0, *(r["value"] for r in rows)), max(CALM, *(r["value"] for r in rows))
+    ink = {"condition": {"test": f"datum.value > {(low + high) / 2}", "value": "#000"}, "value": "#fff"}
+    color = {"field": "value", "type": "quantitative", "title": "times dense"}
     worst = max(rows, key=lambda row: row["value"])
+    words = {"said": {"fontSize": 15, "dy": -7}, "span": {"fontSize": 12, "dy": 10}}
     return figure(
-        f"Perplexity as a multiple of dense, by calibration and test text; most {worst['said']}, calibrated on "
-        f"{worst['calibrated']} and tested on {worst['tested']}.",
+        f"Perplexity as a multiple of dense, by calibration and test text, with 95 % intervals; most {worst['said']}, "
+        f"calibrated on {worst['calibrated']} and tested on {worst['tested']}.",
         rows,
         height=60 * len({row["calibrated"] for row in rows}) + 40,
         layer=[
             {
-                "mark": "rect",
+                "mark": CELL,
                 "encoding": {
                     "x": x,
                     "y": y,
                     "tooltip": tip,
-                    "color": {
-                        "field": "value",
-                        "type": "quantitative",
-                        "title": "times dense",
-                        "scale": {"scheme": "viridis"},
-                    },
+                    "color": {**color, "scale": {"scheme": "viridis", "domain": [low, high]}},
                 },
             },
-            {
-                "mark": {"type": "text", "fontSize": 14},
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "text": {"field": "said"},
-                    "color": {"condition": {"test": f"datum.value > {middle}", "value": "#000"}, "value": "#fff"},
-                },
-            },
+            *(
+                {
+                    "mark": {"type": "text", **style},
+                    "encoding": {"x": x, "y": y, "text": {"field": name}, "color": ink},
+                }
+                for name, style in words.items()
+            ),
         ],
     )
 
 
 def speed(rows: Rows) -> Spec:
-    """Ratios to dense: speeds, memory, bytes."""
-    x = {"type": "quantitative", "title": "times dense", "scale": {"zero": False}}
+    """Ratios to dense: speeds, memory, bytes; colored by whether that is better."""
+    x = {"type": "quantitative", "title": "times dense", "scale": ROOMY}
     y = {"field": "measure", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
     tip = [_field("measure"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
     said = ", ".join(f"{row['measure']} {row['value']:.2f}x" for row in rows)
+    kinds = ["better than dense", "no better"]
+    shown = [{**row, "kind": kinds[(row["value"] > 1) != row["more"]]} for row in rows]
+    layers = _intervals(x, y, tip)
+    for layer in layers[1:]:
+        layer["encoding"]["color"] = _kinds(kinds)
     return figure(
         f"Measured ratios to the dense model: {said}. Lines: quartiles of the rounds.",
-        rows,
-        height=34 * len(rows),
-        layer=_intervals(x, y, tip),
+        shown,
+        height=34 * len(rows) + 40,
+        layer=layers,
     )
 
 
@@ -344,6 +399,7 @@ def _kinds(names: Sequence[str], field: str = "kind") -> Spec:
         "field": field,
         "type": "nominal",
         "title": None,
+        "legend": {"labelExpr": "datum.label == 'ffn' ? 'FFN' : datum.label"},
         "scale": {"domain": list(names), "range": colors[: len(names)]},
     }
 
@@ -357,9 +413,3 @@ def _span(values: Sequence[int] | Sequence[float]) -> str:
         return "none"
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def numbered(figures: Sequence[Spec]) -> Iterator[tuple[str, Spec]]:
-    """Figures with the ids of their places on the page."""
-    for number, spec in enumerate(figures):
-        yield f"figure-{number}", spec

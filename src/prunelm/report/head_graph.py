@@ -1,24 +1,26 @@
 """Heads as a graph per block: who attends like whom, and who went; figure 3 of GOA, for the user's own model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-THRESHOLD = 0.16
-"""Distance in nats under which two heads are alike, where the recipe does not say."""
+from ..similarity import ALIKE
+
 SIZE, RADIUS = 120, 46
 
 
-def head_graphs(pruning: Mapping[str, Any], curves: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def head_graphs(pruning: Mapping[str, Any], similarity: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """Per block: nodes on a circle, edges between heads that are alike, in units of a square of 120.
+
+    `similarity`: per site the distances of its heads in the dense model, right of the diagonal.
 
     Source: arXiv 2407.19126, figure 3. Differs: distances are in nats; whole KV groups go.
     """
     graphs = []
-    tau = pruning["recipe"]["attention"].get("tau", THRESHOLD)
-    for key, flat in (curves or {"similarity": {}})["similarity"].items():
+    tau = pruning["recipe"]["attention"].get("tau", ALIKE)
+    for key, flat in similarity.items():
         count = round((1 + math.sqrt(1 + 8 * len(flat))) / 2)
-        site = pruning["sites"][key]
+        site = pruning["sites"].get(key, {"units": count, "kept": range(count)})
         group = count // site["units"]
         kept = {unit * group + j for unit in site["kept"] for j in range(group)}
         places = [_place(k, count) for k in range(count)]

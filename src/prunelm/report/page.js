@@ -90,11 +90,27 @@ function predict(id) {
   if (view) view.data("rows", rows).runAsync();
 }
 
-document.querySelectorAll("table.sortable").forEach(sortable);
-Promise.all(Object.keys(data.figures).map(draw)).then(() => {
-  Object.keys(data.sliders).forEach((id) => {
-    document.getElementById(id).addEventListener("input", () => predict(id));
-    predict(id);
+/* A figure is drawn when its place is open; a figure in a closed model has no width to fill. */
+const isOpen = (id) => !document.getElementById(id).closest("details.model:not([open])");
+
+function drawOpen() {
+  const due = Object.keys(data.figures).filter((id) => !(id in views) && isOpen(id));
+  return Promise.all(due.map(draw)).then(() => {
+    Object.keys(data.sliders).filter((id) => data.sliders[id].figure in views).forEach(predict);
+    document.documentElement.dataset.drawn = String(Object.keys(views).length);
   });
-  document.documentElement.dataset.drawn = String(Object.keys(views).length);
-});
+}
+
+/* A link to a model opens it; so does printing, for all. */
+function openNamed() {
+  const named = location.hash && document.getElementById(location.hash.slice(1));
+  if (named instanceof HTMLDetailsElement) { named.open = true; named.scrollIntoView(); }
+}
+
+document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll("details.model").forEach((model) => model.addEventListener("toggle", () => model.open && drawOpen()));
+Object.keys(data.sliders).forEach((id) => document.getElementById(id).addEventListener("input", () => predict(id)));
+addEventListener("hashchange", openNamed);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+openNamed();
+drawOpen();

@@ -81,12 +81,14 @@ class Part:
     reads_text: bool = True
     reads_others: bool = False
     timed: bool = False
+    paired_only: bool = False
     check: Callable[[Setting], Any] | None = None
 
 
 def parts() -> dict[str, Part]:
     """Every part by name, in the order in which they are measured."""
     from .generation import generation
+    from .heads import heads
     from .noise import noise
     from .positions import positions
     from .pseudo import pseudo_perplexity
@@ -136,6 +138,13 @@ def parts() -> dict[str, Part]:
             settings=windows,
             reads_others=True,
         ),
+        "heads": Part(
+            summary="which attention heads of the dense model attend alike, for the graphs of the report",
+            measure=heads,
+            kinds=every,
+            settings=("length", "dtype"),
+            paired_only=True,
+        ),
         "tasks": Part(
             summary="lm-eval tasks: acc and acc_norm (needs --tasks)",
             measure=tasks,
@@ -171,11 +180,12 @@ def parts() -> dict[str, Part]:
     }
 
 
-def check_names(names: Sequence[str], setting: Setting) -> None:
-    """Raise before anything is loaded where some parts cannot be measured.
+def check_names(names: Sequence[str], setting: Setting, *, paired: bool) -> None:
+    """Raise before anything is loaded where some parts cannot be measured; `paired`: there is a dense model.
 
     Raises:
-        EvaluationError: an unknown name, tasks or other texts without names, an unknown task, or lm-eval is missing.
+        EvaluationError: an unknown name, tasks or other texts without names, an unknown task, lm-eval or the dense
+            model is missing.
     """
     known = parts()
     for name in [] if list(names) == ["all"] else names:
@@ -188,11 +198,13 @@ def check_names(names: Sequence[str], setting: Setting) -> None:
     if "shift" in names and not setting.others:
         raise EvaluationError("part 'shift' needs texts of other kinds: give --others FILE,FILE")
     for name, part in known.items():
+        if part.paired_only and name in names and not paired:
+            raise EvaluationError(f"part {name!r} looks at the dense model: give --against DENSE")
         if part.check is not None and (name in names or list(names) == ["all"]):
             part.check(setting)
 
 
-def chosen_parts(names: Sequence[str], kind: str, setting: Setting) -> dict[str, Part]:
+def chosen_parts(names: Sequence[str], kind: str, setting: Setting, *, paired: bool) -> dict[str, Part]:
     """The parts of these names; `all` is every one that fits the kind of model and needs nothing more.
 
     Raises:
@@ -201,7 +213,8 @@ def chosen_parts(names: Sequence[str], kind: str, setting: Setting) -> dict[str,
     known = parts()
     if list(names) == ["all"]:
         given = {"tasks": setting.tasks, "shift": setting.others}
-        return {n: p for n, p in known.items() if kind in p.kinds and given.get(n, True)}
+        fitting = {n: p for n, p in known.items() if kind in p.kinds and given.get(n, True)}
+        return {n: p for n, p in fitting.items() if paired or not p.paired_only}
     for name in names:
         if kind not in known[name].kinds:
             fits = ", ".join(n for n, p in known.items() if kind in p.kinds)

@@ -66,7 +66,8 @@ def measure(
         PruneLMError: one line that says what to do; finished parts stay in `out`.
     """
     setting = setting or Setting()
-    check_names(parts, setting)
+    paired = against is not None
+    check_names(parts, setting, paired=paired)
     words = JOIN.join(read_documents(text))
     others = {other: _sha256(JOIN.join(read_documents(other))) for other in setting.others}
     source = find_model(model, **access)
@@ -80,7 +81,7 @@ def measure(
         who = "model" if name == "model" else "against"
         head[who] |= {"parameters": _parameters(subject, name), "bytes": bytes_on_disk(source_)}
     found |= head
-    for name, part in chosen_parts(parts, task_of(subject.model), setting).items():
+    for name, part in chosen_parts(parts, task_of(subject.model), setting, paired=paired).items():
         asked: dict[str, Any] = {"settings": dict(settings_of(part, setting))}
         if part.reads_text:
             asked["text"] = {"name": Path(text).name, "sha256": _sha256(words)}

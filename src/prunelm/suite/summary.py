@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..card import Measured
+from ..similarity import ALIKE
 
 Row = tuple[str, str, str, str]
 """Measure, dense, model, and how they compare; empty where there is nothing to say."""
@@ -140,6 +141,14 @@ def _shift(found: Mapping[str, Any]) -> Iterator[Row]:
         yield f"bits per byte, {row['text']}", *_both(row, "bits_per_byte", "{:.4f}"), said
 
 
+def _heads(found: Mapping[str, Any]) -> Iterator[Row]:
+    distances = sorted(d for flat in found["similarity"].values() for d in flat)
+    if distances:
+        alike = sum(d < ALIKE for d in distances)
+        said = f"{alike:,} of {len(distances):,}"
+        yield f"pairs of heads within {ALIKE:g} nats of each other", said, "", ""
+
+
 def _tasks(found: Mapping[str, Any]) -> Iterator[Row]:
     for task, both in found["tasks"].items():
         for metric in both["model"]:
@@ -193,6 +202,7 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "generation": _generation,
     "noise": _noise,
     "shift": _shift,
+    "heads": _heads,
     "tasks": _tasks,
     "speed": _speed,
     "widths": _widths,
