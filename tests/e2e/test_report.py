@@ -204,7 +204,8 @@ def test_the_page_works_in_a_browser(
     data = data_of(page)
     # Models are closed at first; a link opens its model, and whatever is opened is drawn.
     drawn = opened.evaluate("Number(document.documentElement.dataset.drawn)")
-    assert drawn == opened.evaluate("[...document.querySelectorAll('.plot')].filter((p) => p.offsetParent).length")
+    outside = "document.querySelectorAll('.plot').length - document.querySelectorAll('details .plot').length"
+    assert drawn == opened.evaluate(outside)
     opened.click("nav a >> nth=-1")
     opened.wait_for_function("document.querySelector('main > details:last-of-type').open")
     opened.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
