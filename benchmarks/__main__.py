@@ -16,7 +16,7 @@ import warnings
 
 from transformers.utils import logging
 
-from . import fuzz, overhead, quality, record, robustness, siblings, streaming, table, zero_shot
+from . import budgets, fuzz, overhead, quality, record, robustness, siblings, streaming, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
@@ -25,6 +25,7 @@ RUNS = {
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
     "siblings": siblings.main,
+    "budgets": budgets.main,
     "zero-shot": zero_shot.main,
     "robustness": robustness.main,
     "fuzz": fuzz.main,
@@ -34,7 +35,7 @@ RUNS = {
 }
 
 SHORT = {"quality": ["frontier", "sweep", "zero-shot"]} | {
-    name: [name] for name in ("siblings", "robustness", "fuzz", "stream")
+    name: [name] for name in ("siblings", "robustness", "fuzz", "stream", "budgets")
 }
 
 

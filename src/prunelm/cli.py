@@ -126,6 +126,7 @@ def prune(
     max_ppl: Annotated[
         str | None, typer.Option(help="Budget: perplexity on held-out text, as in +5% above dense, or 18.5.")
     ] = None,
+    speedup: Faster = None,
     held_out_text: Annotated[
         Path | None, typer.Option(help="Text that --max-ppl is measured on; a tenth of --text by default.")
     ] = None,
@@ -188,7 +189,7 @@ def prune(
         _resume(resume, "prune", model, as_json)
         return
     model, out_folder = _given(MODEL=model, OUT=out_folder)
-    limit = _limit(sparsity, plan_file, params=params, fit=fit, max_ppl=max_ppl)
+    limit = _limit(sparsity, plan_file, params=params, fit=fit, max_ppl=max_ppl, speedup=speedup)
     shares = _numbers(sparsity) if sparsity is not None else []
     chosen = _recipe(
         recipe,
@@ -347,6 +348,7 @@ def plan(
     sparsity: Annotated[float | None, typer.Option(help="Share of the prunable parameters to remove.")] = None,
     params: Params = None,
     fit: Fit = None,
+    speedup: Faster = None,
     edited: Annotated[Path | None, typer.Option("--plan", help="Show this plan, edited or not.")] = None,
     diff: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Show where two plans differ; no model is needed.")
@@ -382,7 +384,7 @@ def plan(
         return
     if model is None:
         raise CheckpointError("no model is named: prunelm plan MODEL, or prunelm plan --diff A.json B.json.")
-    limit = _limit(None if sparsity is None else str(sparsity), edited, params=params, fit=fit)
+    limit = _limit(None if sparsity is None else str(sparsity), edited, params=params, fit=fit, speedup=speedup)
     overrides: dict[str, Any] = {
         "per_block": per_block,
         "allocator": allocator,

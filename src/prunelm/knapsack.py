@@ -14,10 +14,15 @@ from .sites import Site
 
 STATES = 100_000
 """Sums of removed parameters that are told apart; more are rounded up to this many."""
+WINDOW = 200
+"""Of a budget in other sizes than parameters, one part in so many may stay unspent where that does less damage."""
 
 
 def knapsack(
-    sites: Sequence[Site], budget: Budget, damage: Mapping[str, Float[Tensor, " option"]]
+    sites: Sequence[Site],
+    budget: Budget,
+    damage: Mapping[str, Float[Tensor, " option"]],
+    sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Counts, int]:
     """Kept units per site with the least total damage among all plans that meet the budget, and one step of it.
 
@@ -29,21 +34,26 @@ def knapsack(
         sites: that may lose units.
         budget: what must go.
         damage: per site, a number for each of `budget.options(site)`; 0 for removing nothing.
+        sizes: per site, what each option counts towards the budget, never falling; its parameters by default.
 
     Raises:
         BudgetError: the sites cannot lose that much; says how much they can.
     """
     options = {site.key: budget.options(site) for site in sites}
-    step = least_step(sites, budget)
-    unit = max(math.gcd(*(site.cost * o for site in sites for o in options[site.key])), -(-budget.target // STATES))
+    if sizes is None:
+        step = least_step(sites, budget)
+        sizes = {site.key: [site.cost * o for o in options[site.key]] for site in sites}
+    else:
+        step = max(1, budget.target // WINDOW)
+    unit = max(math.gcd(*(size for site in sites for size in sizes[site.key])), -(-budget.target // STATES))
     top = budget.target // unit
     least = torch.full((top + 1,), torch.inf, dtype=torch.float64)
     least[0] = 0.0
     choices = []
     for site in sites:
         best, choice = torch.full_like(least, torch.inf), torch.zeros(top + 1, dtype=torch.long)
-        for n, removed in enumerate(options[site.key]):
-            cost = -(-removed * site.cost // unit)
+        for n, size in enumerate(sizes[site.key]):
+            cost = -(-size // unit)
             if cost > top:
                 break
             reached = least[: top + 1 - cost] + float(damage[site.key][n])
@@ -52,8 +62,8 @@ def knapsack(
             choice[cost:] = torch.where(better, n, choice[cost:])
         least = best
         choices.append(choice)
-    taken = _trace(sites, options, choices, unit, _best_sum(least, step, unit))
-    _fill(sites, budget, options, damage, taken)
+    taken = _trace(sites, sizes, choices, unit, _best_sum(least, step, unit))
+    _fill(sites, budget, sizes, damage, taken)
     counts = {site.key: site.n_units - options[site.key][taken[site.key]] for site in sites}
     return counts, next_step(sites, options, taken, step)
 
@@ -66,31 +76,31 @@ def _best_sum(least: Float[Tensor, " sum"], step: int, unit: int) -> int:
 
 
 def _trace(
-    sites: Sequence[Site], options: Mapping[str, list[int]], choices: Sequence[Tensor], unit: int, end: int
+    sites: Sequence[Site], sizes: Mapping[str, Sequence[int]], choices: Sequence[Tensor], unit: int, end: int
 ) -> dict[str, int]:
     """The option of each site that led to a sum."""
     taken = {}
     for site, choice in zip(reversed(sites), reversed(choices), strict=True):
         taken[site.key] = int(choice[end])
-        end -= -(-options[site.key][taken[site.key]] * site.cost // unit)
+        end -= -(-sizes[site.key][taken[site.key]] // unit)
     return taken
 
 
 def _fill(
     sites: Sequence[Site],
     budget: Budget,
-    options: Mapping[str, list[int]],
+    sizes: Mapping[str, Sequence[int]],
     damage: Mapping[str, Float[Tensor, " option"]],
     taken: dict[str, int],
 ) -> None:
     """Take further steps, cheapest damage per parameter first, while they fit the budget."""
-    left = budget.target - sum(options[s.key][taken[s.key]] * s.cost for s in sites)
+    left = budget.target - sum(sizes[s.key][taken[s.key]] for s in sites)
     while True:
         fits = []
         for site in sites:
-            now, mine = taken[site.key], options[site.key]
-            if now + 1 < len(mine) and (mine[now + 1] - mine[now]) * site.cost <= left:
-                size = (mine[now + 1] - mine[now]) * site.cost
+            now, mine = taken[site.key], sizes[site.key]
+            if now + 1 < len(mine) and 0 < mine[now + 1] - mine[now] <= left:
+                size = mine[now + 1] - mine[now]
                 fits.append((float(damage[site.key][now + 1] - damage[site.key][now]) / size, site.key, size))
         if not fits:
             return

@@ -14,7 +14,7 @@ from .outline import outline
 from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
-from .sizing import sized_by
+from .sized_pruning import sized_by
 from .workflow import DEFAULT_RECIPE, planned, read_batches
 from .writing import check_file, writes
 
@@ -82,11 +82,11 @@ def plan(
     if out is not None:
         check_file(out, force=force)
     source = find_model(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, device=device)
-    size = sized_by(edited, limit, source, chosen)
+    size = sized_by(edited, limit, source, chosen, progress=progress)
     outlook = load_calibration(calibrated, source=source, recipe=size.recipe) if calibrated is not None else None
     if size.recipe.decides_by_looking and size.decided is None:
         outlook = outlook or _looked(source, size.recipe, text, progress)
-        size = sized_by(edited, limit, source, chosen, outlook)
+        size = sized_by(edited, limit, source, chosen, outlook, progress)
     shapes = skeleton(source)
     counts = size.decided.counts if size.decided is not None else None
     job = prepare_(shapes, size.recipe, narrow_hidden=first_channels_, counts=counts)

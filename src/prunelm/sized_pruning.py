@@ -2,25 +2,58 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import Outlook, look_at
+from .calibration import fingerprint
 from .data import Batches
+from .errors import BudgetError
 from .job import prepare_
 from .journal import Journal
-from .limits import Limit, MaxPerplexity
-from .loading import Source
+from .limits import AtMost, Fit, Limit, MaxPerplexity, Speedup
+from .loading import Source, skeleton
 from .perplexity_limit import Held, Pruned, check_causal, perplexity_on, rounded_, within
 from .plan import Decided
-from .progress import Progress, named
+from .plan_file import PlanFile
+from .progress import Progress, named, silent
 from .pruning import prune_
 from .recipe import Recipe
-from .sizing import Sized, Sizer, sized_by
+from .sizing import Sized, Sizer, sized
+from .speed_limit import sped
 from .stream import Room
 from .workbench import Workbench
+
+
+def sized_by(
+    plan: str | Path | None,
+    limit: Limit | None,
+    source: Source,
+    recipe: Recipe,
+    outlook: Outlook | None = None,
+    progress: Progress = silent,
+) -> Sized:
+    """The recipe at the size that a plan or a limit says; as it is where there is neither.
+
+    Raises:
+        BudgetError: both are given, the plan has lines that cannot be used, or the limit cannot be met.
+        CheckpointError: the plan cannot be read, or is for another model.
+    """
+    if plan is not None:
+        if limit is not None:
+            raise BudgetError(f"--plan {plan} says a size already: leave the other budget ({limit.said}) out.")
+        read = PlanFile(plan)
+        read.check_model(fingerprint(source))
+        planned, decided = read.decided(skeleton(source))
+        return Sized(recipe=planned, decided=decided, asked={**read.data.get("asked", {}), "plan": read.path.name})
+    if isinstance(limit, AtMost | Fit):
+        return sized(limit, source, recipe, outlook)
+    if isinstance(limit, Speedup):
+        return sped(limit, source, recipe, outlook, progress)
+    return Sized(recipe=recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +92,11 @@ class Run:
 
 
 def prune_sized(run: Run, dense: PreTrainedModel, size: Sized, limit: Limit | None) -> Pruned:
-    """Prune to the size that was found already, or to a limit of parameters or bytes that needs a look first."""
+    """Prune to the size that was found already, or to one that is found by a look at the dense model."""
     outlook = run.outlook
     if limit is not None and size.decided is None and size.recipe.decides_by_looking:
         outlook = run.look(dense, size.recipe)
-        size = sized_by(None, limit, run.source, run.recipe, outlook)
+        size = sized_by(None, limit, run.source, run.recipe, outlook, run.progress)
         dense = run.load() if size.recipe.bias else dense
     return run.at(dense, size, outlook, run.bench, run.progress)
 

@@ -11,15 +11,13 @@ from gguf import GGUFReader, GGUFWriter
 from transformers import PreTrainedModel
 
 from .allocation import Outlook, allocated
-from .calibration import fingerprint
 from .criteria import CRITERIA
 from .errors import BudgetError, CheckpointError, RecipeError
 from .gguf_vocabulary import add_vocabulary
 from .job import Job, first_channels_, prepare_, with_counts
-from .limits import AtMost, Fit, Limit
+from .limits import AtMost, Fit
 from .loading import TOKENIZER_FILES, Source, skeleton
 from .plan import Counts, Decided
-from .plan_file import PlanFile
 from .recipe import Recipe
 from .storage import cache_bytes_of, step_of, stored_after, stored_bytes
 
@@ -120,27 +118,6 @@ class Sizer:
         return min((step for step in steps if step), default=1)
 
 
-def sized_by(
-    plan: str | Path | None, limit: Limit | None, source: Source, recipe: Recipe, outlook: Outlook | None = None
-) -> Sized:
-    """The recipe at the size that a plan or a limit says; as it is where there is neither.
-
-    Raises:
-        BudgetError: both are given, the plan has lines that cannot be used, or the limit cannot be met.
-        CheckpointError: the plan cannot be read, or is for another model.
-    """
-    if plan is not None:
-        if limit is not None:
-            raise BudgetError(f"--plan {plan} says a size already: leave the other budget ({limit.said}) out.")
-        read = PlanFile(plan)
-        read.check_model(fingerprint(source))
-        planned, decided = read.decided(skeleton(source))
-        return Sized(recipe=planned, decided=decided, asked={**read.data.get("asked", {}), "plan": read.path.name})
-    if isinstance(limit, AtMost | Fit):
-        return sized(limit, source, recipe, outlook)
-    return Sized(recipe=recipe)
-
-
 def sized(limit: AtMost | Fit, source: Source, recipe: Recipe, outlook: Outlook | None = None) -> Sized:
     """The recipe at the least sparsity that meets a budget.
 
@@ -199,7 +176,7 @@ def _bytes(limit: Fit, source: Source, recipe: Recipe, outlook: Outlook | None) 
     if sizer.looks:
         most = weigh(sizer.whole)
         return Sized(recipe=sizer.recipe_at(sizer.top * (most - limit.bytes) // (most - least)), asked=asked)
-    trial = _least(sizer, lambda trial: weigh(trial) <= limit.bytes)
+    trial = least_trial(sizer, lambda trial: weigh(trial) <= limit.bytes)
     parts = weigh.parts(trial)
     said = ", ".join(f"{name} {count:,}" for name, count in parts.items())
     asked |= {"found": parts, "sparsity": trial.recipe.sparsity}
@@ -210,7 +187,7 @@ def _bytes(limit: Fit, source: Source, recipe: Recipe, outlook: Outlook | None) 
     return Sized(recipe=trial.recipe, decided=Decided(counts=trial.counts), asked=asked, notes=[note, *notes])
 
 
-def _least(sizer: Sizer, fits: Callable[[Trial], bool]) -> Trial:
+def least_trial(sizer: Sizer, fits: Callable[[Trial], bool]) -> Trial:
     """The plan that removes least among those that fit, by bisection over what plans can differ by.
 
     Raises:

@@ -34,8 +34,7 @@ from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
 from .sites import Site, find_sites, weight_of
-from .sized_pruning import Run, prune_sized, prune_within
-from .sizing import sized_by
+from .sized_pruning import Run, prune_sized, prune_within, sized_by
 from .speed import prefill_speed
 from .stock import stock_config
 from .stream import Room
@@ -207,7 +206,7 @@ def prune(
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     check_target(out, force=force)
-    size = sized_by(plan, limit, find_model(model, **access), chosen)
+    size = sized_by(plan, limit, find_model(model, **access), chosen, progress=progress)
     if calibrated is not None:
         _check_no_hidden(size.recipe, "a saved calibration, which has seen all the channels")
     seen = calibrated is not None
