@@ -22,7 +22,7 @@ SMALL = ("--samples", "8", "--length", "32")
 def unproven(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written folders are not opened in a fresh process, which is tested elsewhere and slow."""
     if request.node.name != "test_edits_are_what_is_pruned":
-        monkeypatch.setattr("prunelm.checkpoint.prove_folder", lambda _model, _folder: 0.0)
+        monkeypatch.setattr("prunelm.checkpoint.prove_folder", lambda *_: 0.0)
 
 
 @pytest.fixture(scope="module")
