@@ -46,7 +46,7 @@ def edited(planned: Path, target: Path, *pairs: tuple[str, str]) -> Path:
 
 
 def error_of(ran: Any) -> str:
-    lines = [line for line in ran.err.splitlines() if not line.startswith("recipe: ")]
+    lines = [line for line in ran.err.splitlines() if not line.startswith(("recipe: ", "note: "))]
     assert ran.code == 1, ran
     assert len(lines) == 1, ran
     assert lines[0].startswith("error: ")
