@@ -100,6 +100,23 @@ def check_comparable(model: PreTrainedModel, against: PreTrainedModel) -> None:
         )
 
 
+PROBE = "The tokenizers must agree:\n\t1,024 words, naïve façades & 'quotes' \U0001f642.  2 spaces"
+
+
+def check_tokenizers(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
+    """Raise unless the tokenizers of two models make the same tokens of one odd sentence.
+
+    Raises:
+        EvaluationError: says how many tokens each makes.
+    """
+    ours, theirs = token_ids(PROBE, tokenizer), token_ids(PROBE, other)
+    if ours != theirs:
+        raise EvaluationError(
+            f"the two models cannot be compared: their tokenizers make {len(ours)} and {len(theirs)} tokens, not the "
+            "same ones, of one sentence. Losses per token and KL mean nothing then; compare models of one tokenizer."
+        )
+
+
 def _perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

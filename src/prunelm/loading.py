@@ -155,6 +155,24 @@ def find_model(
     return source
 
 
+def find_dense(name: str | Path, pruned: Source, **access: Any) -> Source:
+    """Where the dense model is that a pruned one is compared with.
+
+    Raises:
+        CheckpointError: it is not there; says what the pruned model was made from.
+    """
+    try:
+        return find_model(name, **access)
+    except CheckpointError as error:
+        plan = pruned.plan()
+        if plan is None:
+            raise
+        raise CheckpointError(
+            f"{error}. {pruned.name} was made from {plan['base_model']}: name the place where that is now, or leave "
+            "--against out and measure what needs no dense model."
+        ) from error
+
+
 def _from_hub(name: str, allow_pickle: bool) -> Path:
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CheckpointError(f"no such model: {name!r} is not a folder")

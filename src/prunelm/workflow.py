@@ -14,14 +14,14 @@ from .calibration import calibration_digest, fingerprint, load_calibration, save
 from .checkpoint import save
 from .data import JOIN, Batches, read_documents, read_labeled, sample_batches
 from .errors import BudgetError, CheckpointError, DataError, RecipeError
-from .evaluation import Evaluation
+from .evaluation import Evaluation, check_tokenizers
 from .evaluation import evaluate as evaluate_model
 from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, first_channels_, plan_counts, prepare_
 from .journal import Journal
 from .limits import Limit, MaxPerplexity, said_as
-from .loading import Source, bytes_on_disk, find_model, load_model, load_tokenizer, skeleton, stored_dtype
+from .loading import Source, bytes_on_disk, find_dense, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
 from .memory import batch_tokens_on, within_memory
 from .perplexity_limit import Held, split_off
@@ -758,8 +758,10 @@ def evaluate(
     """The quality of a model on a text, alone or against its dense parent; see `prunelm.evaluation.evaluate`."""
     read_documents(text)
     source = find_model(model, **access)
-    other = find_model(against, **access) if against is not None else None
+    other = find_dense(against, source, **access) if against is not None else None
     tokenizer = load_tokenizer(source)
+    if other is not None:
+        check_tokenizers(tokenizer, load_tokenizer(other))
     loaded = load_model(source)
     return evaluate_model(
         loaded,
@@ -788,8 +790,11 @@ def compare(
     Parameters, bytes of the weight files, quality where a text is given, and prefill tokens per second, each pair of
     dense and pruned model timed in turns (the dense row shows the last pair).
     """
-    sources = [find_model(model, **access) for model in models]
+    others = [find_model(model, **access) for model in models[1:]]
+    sources = [find_dense(models[0], others[0], **access) if others else find_model(models[0], **access), *others]
     tokenizer = load_tokenizer(sources[0]) if text is not None else None
+    for source in others if tokenizer is not None else []:
+        check_tokenizers(load_tokenizer(source), tokenizer)
     dense = load_model(sources[0])
     rows = []
     for source in sources:

@@ -7,15 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import token_ids
 from ..errors import EvaluationError
-from ..evaluation import check_comparable
+from ..evaluation import check_comparable, check_tokenizers
 from ..journal import Journal
 from ..loading import Source, load_model, load_tokenizer
 from ..progress import Progress
 from ..registry import did_you_mean
-
-PROBE = "The tokenizers must agree:\n\t1,024 words, naïve façades & 'quotes' \U0001f642.  2 spaces"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,23 +233,9 @@ def open_subject(source: Source, against: Source | None, text: Path, setting: Se
     model = load_model(source, dtype=dtype)
     dense = load_model(against, dtype=dtype) if against is not None else None
     if dense is not None and against is not None:
-        _comparable(model, dense, tokenizer, load_tokenizer(against))
+        check_comparable(model, dense)
+        check_tokenizers(tokenizer, load_tokenizer(against))
     return Subject(model=model, dense=dense, tokenizer=tokenizer, text=text, source=source, against=against)
-
-
-def _comparable(
-    model: PreTrainedModel,
-    dense: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    other: PreTrainedTokenizerBase,
-) -> None:
-    check_comparable(model, dense)
-    ours, theirs = token_ids(PROBE, tokenizer), token_ids(PROBE, other)
-    if ours != theirs:
-        raise EvaluationError(
-            f"the two models cannot be compared: their tokenizers make {len(ours)} and {len(theirs)} tokens, not the "
-            "same ones, of one sentence. Losses per token and KL mean nothing then; compare models of one tokenizer."
-        )
 
 
 def settings_of(part: Part, setting: Setting) -> Mapping[str, Any]:

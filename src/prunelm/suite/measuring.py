@@ -13,7 +13,7 @@ from ..data import JOIN, read_documents
 from ..errors import EvaluationError
 from ..forms import check_form, damage_answered
 from ..journal import Journal
-from ..loading import Source, bytes_on_disk, find_model, read_json
+from ..loading import Source, bytes_on_disk, find_dense, find_model, read_json
 from ..placement import device_words
 from ..progress import Progress, silent
 from ..results import versions, write_results
@@ -71,7 +71,7 @@ def measure(
     words = JOIN.join(read_documents(text))
     others = {other: _sha256(JOIN.join(read_documents(other))) for other in setting.others}
     source = find_model(model, **access)
-    other = find_model(against, **access) if against is not None else None
+    other = find_dense(against, source, **access) if against is not None else None
     target = Path(out) if out is not None else None
     head = _head(source, other)
     found = _opened(target, head)
