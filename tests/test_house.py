@@ -46,7 +46,7 @@ LAYERS = [
     {"pruning", "matching", "gguf_export", "outline"},
     {"checkpoint", "family", "testing"},
     {"calibration", "finalizing", "footprint"},
-    {"suite", "sizing", "perplexity_limit", "layer_times"},
+    {"suite", "sizing", "perplexity_limit", "layer_times", "quantizing"},
     {"speed_limit"},
     {"sized_pruning"},
     {"workflow"},

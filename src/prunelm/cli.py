@@ -651,6 +651,9 @@ def compare(
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the page of prunelm report here too.")] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
+    quantized: Annotated[
+        str | None, typer.Option(help="Formats to round all weights to, as in q8_0,q5_0,q4_0, and compare by bytes.")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -670,6 +673,7 @@ def compare(
             text,
             length=length,
             max_tokens=max_tokens,
+            quantized=_words(quantized),
             progress=progress,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -685,6 +689,8 @@ def compare(
         _print_json(rows)
         return
     out.print(comparison_table(rows), soft_wrap=False)
+    if quantized is not None:
+        out.print(quantized_table(rows), soft_wrap=False)
 
 
 @app.command("list")
@@ -842,6 +848,24 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     if any("tokens_per_second" in row for row in rows):
         speeds = (f"{row['tokens_per_second']:,.0f} ({row['speedup']:.2f}x)" for row in rows)
         table.add_row("prefill tokens/s", *speeds)
+    return table
+
+
+def quantized_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Every model in every format, by bytes, beside what the dense model has in as many."""
+    from .quantizing import at_equal_bytes
+
+    table = Table("bytes of weights", "model", "format", "perplexity", "dense in as many bytes", "ratio")
+    dense = rows[0]["quantized"]
+    found = [(row, form) for row in rows for form in row["quantized"]]
+    for row, form in sorted(found, key=lambda pair: pair[1]["bytes"]):
+        cells = [f"{form['bytes']:,}", Path(row["model"]).name, form["format"]]
+        if "value" not in form or form["value"] is None:
+            table.add_row(*cells, "", "", "")
+            continue
+        same = at_equal_bytes(dense, form) if row is not rows[0] and form["metric"] == "perplexity" else None
+        beside = [f"{same:.4g}", f"{form['value'] / same:.3f}"] if same is not None else ["", ""]
+        table.add_row(*cells, f"{form['value']:.4g} +- {form['error']:.2g}", *beside)
     return table
 
 

@@ -20,12 +20,14 @@ CACHE_BYTES = 2
 """Bytes of a cached number: keys and values are f16 in llama.cpp and vLLM unless they are told otherwise."""
 WRITTEN = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0")}
 """Types that `prunelm export` writes."""
+PLAIN = WRITTEN | {name: GGMLQuantizationType[name.upper()] for name in ("q4_1", "q5_0", "q5_1")}
+"""Types that a whole file has, and that values can be rounded to here."""
 MIXES = {
     name: GGMLQuantizationType[kind]
     for name, kind in {"q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K"}.items()
 }
 """Types that llama-quantize makes from an f16 file, by what most matrices are then."""
-FORMATS = (*WRITTEN, *MIXES, "int8")
+FORMATS = (*PLAIN, *MIXES, "int8")
 SYNONYMS = {"fp32": "f32", "fp16": "f16", "q8": "q8_0", "q4": "q4_0"}
 _FINER = {"Q4_K": "Q6_K", "Q5_K": "Q6_K"}
 _COARSER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -140,18 +142,18 @@ def _int8_bytes(tensor: Stored) -> int:
 
 def type_of(tensor: Stored, name: str) -> GGMLQuantizationType:
     """The type of one tensor in a file of some format."""
-    if name in WRITTEN:
-        return written_type(tensor.shape, WRITTEN[name], finer=tensor.part in ("embeddings", "output"))
+    if name in PLAIN:
+        return written_type(tensor.shape, PLAIN[name], finer=tensor.part in ("embeddings", "output"))
     if len(tensor.shape) == 1:
         return GGMLQuantizationType.F32
     return _fitting(_mixed(tensor, name), tensor.shape[-1])
 
 
 def written_type(shape: tuple[int, ...], wanted: GGMLQuantizationType, *, finer: bool) -> GGMLQuantizationType:
-    """Vectors stay f32, rows that do not divide into blocks f16; of 4 bits, embeddings and output have 8."""
+    """Vectors stay f32, rows that do not divide into blocks f16; of 4 or 5 bits, embeddings and output have 8."""
     if len(shape) == 1:
         return GGMLQuantizationType.F32
-    if wanted not in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
+    if gguf.GGML_QUANT_SIZES[wanted][0] == 1:
         return wanted
     if shape[-1] % BLOCK:
         return GGMLQuantizationType.F16

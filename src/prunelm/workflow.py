@@ -30,6 +30,7 @@ from .plan import prunable
 from .pressing import Pressing
 from .progress import Progress, named, silent
 from .pruning import Report, repair_
+from .quantizing import check_formats, quantized_rows
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
@@ -781,6 +782,7 @@ def compare(
     *,
     length: int = 1024,
     max_tokens: int | None = None,
+    quantized: Sequence[str] = (),
     speed: bool = True,
     progress: Progress = silent,
     **access: Any,
@@ -788,8 +790,13 @@ def compare(
     """One row per model, the first being the dense one that the others are compared with.
 
     Parameters, bytes of the weight files, quality where a text is given, and prefill tokens per second, each pair of
-    dense and pruned model timed in turns (the dense row shows the last pair).
+    dense and pruned model timed in turns (the dense row shows the last pair). With formats in `quantized`, bytes and
+    quality of every model with its weights rounded to each, so that pruning can be held against quantization.
+
+    Raises:
+        BudgetError: no such format.
     """
+    formats = check_formats(quantized)
     others = [find_model(model, **access) for model in models[1:]]
     sources = [find_dense(models[0], others[0], **access) if others else find_model(models[0], **access), *others]
     tokenizer = load_tokenizer(sources[0]) if text is not None else None
@@ -810,6 +817,9 @@ def compare(
             row["evaluation"] = evaluate_model(
                 model, tokenizer, text, against=against, length=length, max_tokens=max_tokens, progress=stage
             ).to_dict()
+        if formats:
+            options: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "progress": progress}
+            row["quantized"] = quantized_rows(model, tokenizer, text, formats, **options)
         rows.append(row)
         if speed and model is not dense:
             before, after = prefill_speed([dense, model])
