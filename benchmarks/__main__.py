@@ -16,7 +16,7 @@ import warnings
 
 from transformers.utils import logging
 
-from . import budgets, fuzz, overhead, quality, record, robustness, siblings, streaming, table, zero_shot
+from . import budgets, fuzz, large, overhead, quality, record, robustness, siblings, streaming, table, zero_shot
 
 RUNS = {
     "smollm2": quality.smollm2,
@@ -30,6 +30,7 @@ RUNS = {
     "robustness": robustness.main,
     "fuzz": fuzz.main,
     "stream": streaming.main,
+    "large": large.main,
     "overhead-time": overhead.times,
     "overhead": overhead.main,
 }
