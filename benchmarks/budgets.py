@@ -68,6 +68,9 @@ def _run(*words: str) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             command()
+    except SystemExit as stop:
+        if stop.code:
+            raise RuntimeError(f"prunelm {shlex.join(words)} failed") from stop
     finally:
         sys.argv = before
 

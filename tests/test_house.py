@@ -29,6 +29,7 @@ LAYERS = [
         "per_block",
         "scoring",
         "journal",
+        "dequantizing",
         "storage",
     },
     {"memory", "workbench", "scratch"},

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .dequantizing import dequantizing, forget_quantization_, quantization_of
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
 from .forms import check_form
 from .hidden import built_width, narrow_hidden_
@@ -134,6 +135,7 @@ def find_model(
     Raises:
         CheckpointError: no such model, not a model folder, damaged files, or pickle weights.
         DeviceError: no such device.
+        UnsupportedModelError: quantized in a way that cannot be undone here.
     """
     path, place = Path(name), find_device(device)
     if path.suffix == ".gguf":
@@ -151,6 +153,7 @@ def find_model(
         raise CheckpointError(f"{folder}: not a model folder, it has no config.json")
     if not isinstance(source.config().get("model_type"), str):
         raise CheckpointError(f"{folder / 'config.json'}: it names no model_type, so no family can be found")
+    quantization_of(source.config(), str(name))
     _check_weights(folder, allow_pickle)
     return source
 
@@ -251,7 +254,11 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
         cls = _class_named(source)
         options["trust_remote_code"] = source.trust_remote_code
     with _answered(source, "cannot be loaded"):
-        weights = unmapped(source.folder) if dtype is not None and not source.trust_remote_code else None
+        quantized = quantization_of(source.config(), source.name)
+        plain = dtype is not None and not source.trust_remote_code and quantized is None
+        weights = unmapped(source.folder) if plain else None
+        if quantized is not None:
+            options |= dequantizing(quantized)
         if weights is not None:
             options |= {"state_dict": weights, "generation_config": generation_config(source.folder)}
             options["config"] = options.get("config") or AutoConfig.from_pretrained(str(source.folder))
@@ -267,6 +274,8 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
+    if quantized is not None:
+        forget_quantization_(model)
     return placed(model.eval(), source.device)
 
 
@@ -329,11 +338,7 @@ def _class_named(source: Source) -> Any:
 def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with _answered(source, "cannot be loaded"):
         model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), gguf_file=source.gguf, **options)
-    # The weights are plain floats from here on; without this, transformers refuses to save them.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.is_quantized = False
-    model.hf_quantizer = None
+    forget_quantization_(model)
     return placed(model.eval(), source.device)
 
 
