@@ -3,7 +3,7 @@
 `python -m benchmarks quality` measures all recipes at five sizes, the sweep of two from 10 to 90 % and zero-shot tasks,
 `python -m benchmarks siblings` OSP, AEF, HyWIA and LIAR beside their ingredients, `python -m benchmarks robustness`
 noise and text of other kinds, `python -m benchmarks fuzz` damaged files of every kind, `python -m benchmarks stream`
-what streaming takes and how cost grows; all write the page. `--device cuda` computes there, and `--workers 6` lets six
+what streaming takes and how cost grows, `python -m benchmarks processes` two processes against one; all write the page. `--device cuda` computes there, and `--workers 6` lets six
 processes share the cells, which a GPU is wide enough for. Timings need one worker and a quiet machine.
 """
 
@@ -16,7 +16,20 @@ import warnings
 
 from transformers.utils import logging
 
-from . import budgets, fuzz, large, overhead, quality, record, robustness, siblings, streaming, table, zero_shot
+from . import (
+    budgets,
+    fuzz,
+    large,
+    overhead,
+    processes,
+    quality,
+    record,
+    robustness,
+    siblings,
+    streaming,
+    table,
+    zero_shot,
+)
 
 RUNS = {
     "smollm2": quality.smollm2,
@@ -29,6 +42,7 @@ RUNS = {
     "zero-shot": zero_shot.main,
     "robustness": robustness.main,
     "fuzz": fuzz.main,
+    "processes": processes.main,
     "stream": streaming.main,
     "large": large.main,
     "overhead-time": overhead.times,
@@ -36,7 +50,7 @@ RUNS = {
 }
 
 SHORT = {"quality": ["frontier", "sweep", "zero-shot"]} | {
-    name: [name] for name in ("siblings", "robustness", "fuzz", "stream", "budgets")
+    name: [name] for name in ("siblings", "robustness", "fuzz", "stream", "budgets", "processes")
 }
 
 

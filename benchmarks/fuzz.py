@@ -45,7 +45,7 @@ from .record import measure
 
 COUNT = 10_000
 SECONDS = 5
-"""After which a file counts as one that hangs."""
+"""Of computing, after which a file counts as one that hangs."""
 FIXED = 1 << 20
 """Bytes that reading may take beside twice the file: the reader's own objects."""
 ADDRESSES = 1 << 30
@@ -105,9 +105,9 @@ def campaign(kind: Kind, count: int) -> Found:
 
 
 def _attempt(read: Read, raw: bytes, found: Found) -> None:
-    tracemalloc.reset_peak()
-    before, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    tracemalloc.start()
+    start = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         read(raw)
     except PruneLMError:
@@ -117,10 +117,11 @@ def _attempt(read: Read, raw: bytes, found: Found) -> None:
     except Exception as error:  # a crash is what is looked for
         found.crashes.append(f"{type(error).__name__}: {str(error)[:80]} from {raw[:400]!r}")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    beyond = tracemalloc.get_traced_memory()[1] - before - 2 * len(raw)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    beyond = tracemalloc.get_traced_memory()[1] - 2 * len(raw)
+    tracemalloc.stop()
     found.files += 1
-    found.most_seconds = max(found.most_seconds, time.perf_counter() - start)
+    found.most_seconds = max(found.most_seconds, time.process_time() - start)
     found.most_bytes_beyond_twice = max(found.most_bytes_beyond_twice, beyond)
     if beyond > FIXED:
         found.too_much_memory.append(f"{beyond:,} bytes for {raw[:400]!r}")
@@ -135,16 +136,14 @@ def _bounded() -> Iterator[None]:
 
     status = Path("/proc/self/status")
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, late)
+    handler = signal.signal(signal.SIGPROF, late)
     if status.exists():
         now = next(line for line in status.read_text().splitlines() if line.startswith("VmSize"))
         resource.setrlimit(resource.RLIMIT_AS, (int(now.split()[1]) * 1024 + ADDRESSES, limits[1]))
-    tracemalloc.start()
     try:
         yield
     finally:
-        tracemalloc.stop()
-        signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 

@@ -38,6 +38,7 @@ def write() -> None:
         *_small("tiny-gpt2"),
         *_overhead(read("overhead")),
         *_streaming(read("streaming")),
+        *_processes(read("processes")),
         *_fuzz(read("fuzz")),
     ]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -427,6 +428,27 @@ def _streaming(entries: Mapping[str, Any]) -> list[str]:
         ratios = (f"{found['ratio'][part]:.2f}" for part in ("total", "solve", "passes"))
         lines.append(_row([name.removeprefix("twice the "), *ratios]))
     return [*lines, ""] if lines else []
+
+
+def _processes(entries: Mapping[str, Any]) -> list[str]:
+    """Two processes against one."""
+    if not entries:
+        return []
+    lines = [
+        "## Several processes",
+        "",
+        "`python -m benchmarks processes`: two gloo processes with one thread each against one with one thread, taking "
+        "turns; seconds of the pruning alone, medians of three.",
+        "",
+        _row(["", "calibration tokens", "one process, s", "two processes, s", "speedup"]),
+        _row(["---"] * 5),
+    ]
+    for name, found in entries.items():
+        one, two = (f"{sorted(found[count])[len(found[count]) // 2]:.1f}" for count in ("one", "two"))
+        lines.append(
+            _row([f"{name} (`{found['recipe']}`)", f"{found['tokens']:,}", one, two, f"{found['speedup']:.2f} x"])
+        )
+    return [*lines, ""]
 
 
 def _fuzz(entries: Mapping[str, Any]) -> list[str]:

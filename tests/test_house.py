@@ -12,8 +12,8 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
-    {"registry", "policy", "locking", "placement", "gguf_header", "forms"},
-    {"writing"},
+    {"registry", "policy", "locking", "gguf_header", "forms", "distributed"},
+    {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
     {"stream", "plan", "architectures", "stock", "hidden"},
     {"targets"},

@@ -93,7 +93,7 @@ def look(
     needs, journal = ALLOCATORS[recipe.allocator].needs, journal or bench.journal("search")
     if recipe.policy is not None:
         return _by_policy(stream, read, recipe, job, recipe.policy, derivatives, journal, bench, progress)
-    divergence = Divergence(stream, read.priced(recipe)) if recipe.judges_plans else None
+    divergence = Divergence(stream, read.priced(recipe), read.judged_batches) if recipe.judges_plans else None
     searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
         stream,
@@ -110,7 +110,7 @@ def look(
     if divergence is None or not searches:
         return Outlook(survey=found)
     best = _searched(found, divergence, recipe, job, journal, progress)
-    repeat = sum(read.batches[b]["input_ids"].numel() for b in read.repeating)
+    repeat = read.repeated_tokens
     of = f" ({repeat:,} in sequences that say their first half twice)" if repeat else ""
     note = f"{best.tried} plans tried on {divergence.rows:,} held-out tokens{of}: divergence {best.start:.4f}"
     note += f" -> {best.divergence:.4f}" if best.divergence < best.start else "; none was better than the first"

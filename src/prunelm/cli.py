@@ -26,6 +26,8 @@ app = typer.Typer(
 out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """What ends a run early, and is answered in one line."""
+SHARED = ("prune", "calibrate", "repair")
+"""Commands that several processes share."""
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="Hugging Face folder, hub name, or .gguf file.")]
@@ -299,7 +301,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _show_reports(reports: Mapping[Path, Any], as_json: bool, told: Sequence[str] = ()) -> None:
-    """What was written, per folder, and what a user must know and was not told before."""
+    """What was written, per folder, and what a user must know and was not told before; by the process that wrote it."""
+    from .distributed import is_writer
+
+    if not is_writer():
+        return
     found = []
     for folder, report in reports.items():
         written = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
@@ -1003,6 +1009,30 @@ def _nowhere() -> Any:
     return open(os.devnull, "w", encoding="utf-8")
 
 
+def _run() -> None:
+    """The command, by all processes that `torchrun` started; what they cannot share is left to the first."""
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        app(prog_name="prunelm")
+        return
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if os.environ["RANK"] != "0":
+        out.quiet = err.quiet = True
+        sys.stdout = _nowhere()
+    if command not in SHARED:
+        if os.environ["RANK"] == "0":
+            app(prog_name="prunelm")
+        return
+    from .distributed import give_reason, together
+
+    with together():
+        try:
+            app(prog_name="prunelm")
+        except PruneLMError as error:
+            give_reason(str(error))
+            raise
+
+
 def main() -> None:
     """Run the command line; errors that are answers to the user are one line and exit 1."""
     # These are read when the libraries are imported, which happens inside the commands.
@@ -1015,7 +1045,7 @@ def main() -> None:
             signal.signal(number, _terminated)
     try:
         try:
-            app(prog_name="prunelm")
+            _run()
         finally:
             sys.stdout.flush()
     except PruneLMError as error:

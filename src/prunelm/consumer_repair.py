@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from .distributed import agreed
 from .moments import CrossMoments
 from .observation import Observed, observe_pair
 from .reading import Reading
@@ -53,6 +54,7 @@ class ConsumerRepair:
         found = self._solved(site, kept, targets(shares[0]))
         if recipe.exchanges and not fixed:
             others, made = exchanged_units(site, seen.consumer, kept, limit=recipe.exchanges, ridge=recipe.ridge)
+            others = agreed(others.contiguous())
             other = self._solved(site, others, targets(shares[0]))
             better = other.error < found.error
             report["exchanged"] = made if better else 0
@@ -63,7 +65,7 @@ class ConsumerRepair:
             best = min(shares, key=lambda share: measured[share])
             found = tried[best]
             report |= {"dense_share": best, "divergences": measured}
-        errors = {"held_out_errors" if self.read.held else "errors": found.errors}
+        errors = {"held_out_errors" if self.read.judging.batches else "errors": found.errors}
         return kept, found, {**report, "repair": found.how, "ridge": found.ridge, **errors}
 
     def _targets(

@@ -182,8 +182,7 @@ def _fisher_at(
 ) -> dict[str, Float[Tensor, "out out"]]:
     """Fisher matrices of the model as the first plan would leave it, which answers less sharply than the dense one."""
     rehearsal.apply(removed)
-    batches = [divergence.stream.batches[b] for b in divergence.batches]
-    return output_fisher(divergence.stream.model, batches, sites, seed=seed)
+    return output_fisher(divergence.stream.model, divergence.whole, sites, seed=seed)
 
 
 def _implied(view: _View, state: _State, curves: Mapping[str, Float[Tensor, " count"]]) -> dict[str, float]:

@@ -45,6 +45,10 @@ class DeviceError(PruneLMError, RuntimeError):
     """A device is not here, or its memory does not hold what was asked."""
 
 
+class ProcessError(DeviceError):
+    """Another process of a run on several was lost."""
+
+
 class EvaluationError(PruneLMError, ArithmeticError):
     """A loss is not finite, or two models cannot be compared."""
 

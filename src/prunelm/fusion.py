@@ -47,7 +47,9 @@ def with_fusion(
         return recipe, []
     if ALLOCATORS[recipe.allocator].needs not in (None, "scores") or recipe.policy is not None:
         raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
-    judge = objective(recipe.loss, model, read.judging if read.held else read.fitted, unlabeled="kl", seed=recipe.seed)
+    judge = objective(
+        recipe.loss, model, read.judging if read.judging.batches else read.fitted, unlabeled="kl", seed=recipe.seed
+    )
     journal = bench.journal("fusion")
     present = [name for name in kinds if any(site.name == name for site in job.sites)]
     alphas, tried = dict.fromkeys(kinds, 0.5), dict[tuple[float, ...], float]()

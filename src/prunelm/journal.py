@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .distributed import agreed_data, is_writer
 from .errors import CalibrationError
 from .writing import explained, write_whole
 
@@ -22,11 +23,11 @@ class Journal:
     """
 
     def __init__(self, path: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        self.path = path
+        self.path = path if is_writer() else None
         self._known: list[dict[str, Any]] = []
         self.read = 0
         self._sum = ""
-        if path is None:
+        if self.path is None or path is None:
             return
         head = json.loads(json.dumps({"format": FORMAT, **(facts or {})}))
         found = read_journal(path) if path.is_file() else []
@@ -45,10 +46,11 @@ class Journal:
         Raises:
             OutputError: it cannot be written.
         """
-        if self.read < len(self._known):
+        known = agreed_data(self._known[self.read] if self.read < len(self._known) else None)
+        if known is not None:
             self.read += 1
-            return self._known[self.read - 1]
-        made = make()
+            return known
+        made = agreed_data(make())
         if self.path is not None:
             line, self._sum = _sealed(made, self._sum)
             with explained(self.path), self.path.open("a", encoding="utf-8") as opened:

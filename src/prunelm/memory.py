@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 
 from .data import BATCH_TOKENS
+from .distributed import rank, size
 from .errors import DeviceError
 from .placement import memory_words
 from .progress import Progress
@@ -37,7 +38,12 @@ def within_memory(
     usual = batch_tokens_on(device)
     try:
         return run(usual), []
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        if size() > 1:
+            raise DeviceError(
+                f"{device}: memory ran out with batches of {usual:,} tokens on process {rank()} of {size()}, and "
+                "several cannot begin anew with smaller ones. Use one process, or a smaller --length."
+            ) from error
         note = f"{device}: memory ran out with batches of {usual:,} tokens; begun anew with one sequence of {length:,}"
     progress(note, 0, 1)
     torch.cuda.empty_cache()

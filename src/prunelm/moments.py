@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .distributed import summed, summed_number
 from .errors import CalibrationError
 from .placement import exact
 
@@ -44,6 +45,12 @@ class Moments:
         self.tokens += other.tokens
         self.total += other.total
         self.gram += other.gram
+
+    def share(self) -> None:
+        """Add what the other processes have seen."""
+        self.tokens = int(summed_number(self.tokens))
+        summed(self.total)
+        summed(self.gram)
 
     @property
     def mean(self) -> Float[Tensor, " channel"]:
@@ -113,6 +120,12 @@ class CrossMoments:
         """End the summing: from here on everything is in float64."""
         self.x.settle()
         self.cross = self.cross.double()
+
+    def share(self) -> None:
+        """Add what the other processes have seen."""
+        self.x.share()
+        for total in (self.y_total, self.cross, self.y_square):
+            summed(total)
 
     @classmethod
     def of_layer(

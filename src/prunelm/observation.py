@@ -61,6 +61,7 @@ def observe(
                 moments.update(a)
     for (key, _), (_, moments) in wanted.items():
         moments.settle()
+        moments.share()
         moments.check(f"block {i}, {key}")
     return {
         site.key: Observed(**{need: moments for (key, need), (_, moments) in wanted.items() if key == site.key})
@@ -91,18 +92,18 @@ def observe_pair(
         through: the dense layer whose output is the target; without it the dense input is.
         advance: see `dense`.
     """
-    moments: CrossMoments | None = None
+    width = weight_of(stream.blocks[i].get_submodule(path)).shape[1]
+    targets = weight_of(original.get_submodule(path)).shape[1] if through is None else len(weight_of(through))
+    place = statistics_device(stream.model.device)
+    moments = CrossMoments(targets, width, device=place, dtype=stream.room.sums)
     for b in batches:
         (target,) = dense.capture(i, b, [path], block=original, advance=advance)
         (x,) = stream.capture(i, b, [path])
         if through is not None:
             target = nn.functional.linear(target, weight_of(through), bias_of(through))
-        if moments is None:
-            place = statistics_device(x.device)
-            moments = CrossMoments(target.shape[1], x.shape[1], device=place, dtype=stream.room.sums)
         moments.update(target, x)
-    assert moments is not None
     moments.settle()
+    moments.share()
     return moments
 
 

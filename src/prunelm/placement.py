@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .distributed import launched
 from .errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def find_device(name: str | None = None) -> torch.device:
         DeviceError: no such device here; says which there are.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _one_of_several(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     kind, _, index = name.partition(":")
     if kind not in KINDS or (index and not index.isdigit()):
         raise DeviceError(f"no such device: {name!r}. Say {', '.join(devices_here())}.")
@@ -32,7 +33,14 @@ def find_device(name: str | None = None) -> torch.device:
         kind == "cuda" and int(index or 0) >= torch.cuda.device_count()
     ):
         raise DeviceError(f"device {name!r} is not here: there is {', '.join(devices_here())}")
-    return torch.device(name)
+    return _one_of_several(torch.device(name))
+
+
+def _one_of_several(device: torch.device) -> torch.device:
+    """The GPU of this process, where several processes on a machine share its GPUs and none was named."""
+    if device.type != "cuda" or device.index is not None or launched() == 1:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def devices_here() -> list[str]:

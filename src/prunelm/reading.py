@@ -1,12 +1,13 @@
 """What is read for what: which batches to fit, to hold out and to refit on, and which statistics of each site."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from .criteria import CRITERIA
 from .data import Batches
+from .distributed import in_turns
 from .errors import DataError, RecipeError
 from .losses import without_labels
 from .recipe import Recipe
@@ -19,15 +20,20 @@ from .stream import Batch
 class Reading:
     """Batches with the places of those to fit, held out and for refits, and the statistics needed per kind of site.
 
-    `fitted` and `judging` are the batches to fit and those held out, with labels where there are any; `repeating` are
-    the places of held-out sequences whose second half is their first half again.
+    `batches` and places are those dealt to this process; `whole` are all batches, in the same order of kinds, with
+    `judged` the places of those that prices are measured on and `here` the places that they have in `batches`.
+    `fitted` and `judging` are the batches to fit and those held out, with labels where there are any. The last
+    `repeated_tokens` of `judged` are sequences whose second half is their first half again.
     """
 
     batches: list[Batch]
     fit: range
     held: range
     refit: range
-    repeating: range
+    whole: list[Batch]
+    judged: list[int]
+    here: dict[int, int]
+    repeated_tokens: int
     needs: dict[str, frozenset[str]]
     sequences: int
     fitted: Batches
@@ -40,21 +46,25 @@ class Reading:
 
     def fisher_batches(self, recipe: Recipe) -> list[Batch]:
         """The batches that Fisher matrices are taken from: whole ones up to the recipe's tokens."""
-        return [self.batches[b] for b in _up_to(self.batches, self.fit, recipe.fisher_tokens)]
+        return [self.whole[b] for b in _up_to(self.whole, range(len(self.fitted.batches)), recipe.fisher_tokens)]
 
     def priced(self, recipe: Recipe) -> list[int]:
-        """Batches that prices are measured on: held-out ones up to the recipe's tokens, and those that repeat.
+        """This process's batches that prices are measured on: held-out ones up to the recipe's tokens, repeating ones.
 
         Raises:
             DataError: nothing was held out.
         """
-        if not self.held:
+        if not self.judging.batches:
             raise DataError(
                 f"{self.sequences} calibration sequences leave none to hold out: allocator {recipe.allocator!r} "
                 f"needs at least {round(1 / recipe.held_out)}. Give more text, --samples or --held-out."
             )
-        fresh = recipe.price_tokens * (1 - recipe.repeated) if self.repeating else recipe.price_tokens
-        return [*(_up_to(self.batches, self.held, round(fresh)) if fresh else []), *self.repeating]
+        return [self.here[b] for b in self.judged if b in self.here]
+
+    @property
+    def judged_batches(self) -> list[Batch]:
+        """All batches that prices are measured on, those of other processes too."""
+        return [self.whole[b] for b in self.judged]
 
 
 def _up_to(batches: Sequence[Batch], places: Sequence[int], tokens: int) -> list[int]:
@@ -97,8 +107,8 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         RecipeError: a criterion that compares heads is asked to score a site without.
     """
     stage = RECONSTRUCTIONS[recipe.reconstruction].stage
-    judged = recipe.judges_output
-    fit, held = calibration.split(recipe.held_out if stage == "repair" or judged else 0.0)
+    judges = stage == "repair" or recipe.judges_output
+    fit, held = calibration.split(recipe.held_out if judges else 0.0)
     batches = [without_labels(batch) for batch in (*fit.batches, *held.batches)]
     first, second = range(len(fit.batches)), range(len(fit.batches), len(batches))
     third = first
@@ -116,17 +126,33 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
             needs[site.name] |= {"gram", "fisher"}
         if stage == "repair" and second:
             needs[site.name] |= {"held"}
+    last = range(len(batches) - len(repeating), len(batches))
+    fresh = recipe.price_tokens * (1 - recipe.repeated) if repeating else recipe.price_tokens
+    judged = [*(_up_to(batches, second, round(fresh)) if fresh else []), *last]
+    dealt = [b for kind in (first, second, *([third] if refit is not None else []), last) for b in in_turns(kind)]
+    here = {b: n for n, b in enumerate(dealt)}
+    fit_here = _span(first, here)
+    whole = batches if any(needs.values()) or stage == "refit" else []
     return Reading(
-        batches=batches if any(needs.values()) or stage == "refit" else [],
-        fit=first,
-        held=second,
-        refit=third,
-        repeating=range(len(batches) - len(repeating), len(batches)),
+        batches=[batches[b] for b in dealt] if whole else [],
+        fit=fit_here,
+        held=_span(second, here),
+        refit=fit_here if refit is None else _span(third, here),
+        whole=whole,
+        judged=judged,
+        here=here,
+        repeated_tokens=sum(batch["input_ids"].numel() for batch in repeating),
         needs=needs,
         sequences=sum(len(batch["input_ids"]) for batch in calibration.batches),
         fitted=fit,
         judging=held,
     )
+
+
+def _span(kind: range, here: Mapping[int, int]) -> range:
+    """The places that the batches of one kind have on this process, where they lie one behind the other."""
+    found = [here[b] for b in kind if b in here]
+    return range(found[0], found[-1] + 1) if found else range(0)
 
 
 def _needs(site: Site, recipe: Recipe) -> frozenset[str]:

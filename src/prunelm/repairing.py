@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .distributed import agreed_number
 from .exchange import exchanged
 from .moments import CrossMoments, Moments
 from .reconstructions import RECONSTRUCTIONS, Layer, Reconstruction
@@ -70,7 +71,7 @@ def repaired(
     def error_at(now: float) -> float:
         if now not in tried:
             layer = reconstruction(weight, bias, fit, kept, ridge=now)
-            tried[now] = layer, judge.residual(*layer, kept)
+            tried[now] = layer, agreed_number(judge.residual(*layer, kept))
         return tried[now][1]
 
     best = ridge
@@ -84,7 +85,7 @@ def repaired(
     errors = {reconstruction.name: error}
     for name in reconstruction.guards if held is not None else ():
         milder = RECONSTRUCTIONS[name](weight, bias, fit, kept, ridge=0.0)
-        errors[name] = judge.residual(*milder, kept)
+        errors[name] = agreed_number(judge.residual(*milder, kept))
         if errors[name] < min(errors[other] for other in errors if other != name):
             found = Repaired(weight=milder[0], bias=milder[1], how=name, ridge=0.0)
     return Repaired(weight=found.weight, bias=found.bias, how=found.how, ridge=found.ridge, errors=errors)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from .distributed import agreed_data, is_writer
 from .errors import ResumeError
 from .limits import limit_of
 from .progress import Progress, silent
@@ -34,7 +35,7 @@ def resume(
         ResumeError: there is no unfinished work of this command, or it is of other inputs or another version.
         PruneLMError: as for the command itself.
     """
-    head = unfinished(out)
+    head = agreed_data(unfinished(out) if is_writer() else {})
     if head["command"] != command:
         raise ResumeError(f"{out} has the unfinished work of prunelm {head['command']}: use --resume of that command.")
     task = head["task"]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from .distributed import summed, summed_number
 from .gradients import differentiable, gradient_of
 from .losses import answers, predicts
 from .moments import Moments
@@ -17,7 +18,7 @@ from .plan import Budget
 from .reconstructions import Reconstruction
 from .rehearsal import Rehearsal
 from .sites import Site, weight_of
-from .stream import BlockStream
+from .stream import Batch, BlockStream
 
 LEVELS = (0.25, 0.6)
 """Shares of a site's units at which its price is measured; sites with few options are measured at all of them."""
@@ -41,16 +42,20 @@ class Divergence:
 
     KL(dense || changed) per token in nats where the model predicts something; else the squared distance of the last
     hidden states, relative to the dense ones. `rows` are the tokens (sequences, for classifiers) that it averages.
+
+    Of several processes, each measures its own batches; `whole` are those of all.
     """
 
     @torch.no_grad()
-    def __init__(self, stream: BlockStream, batches: Sequence[int]) -> None:
+    def __init__(self, stream: BlockStream, batches: Sequence[int], whole: Sequence[Batch] | None = None) -> None:
         self.stream, self.batches = stream, list(batches)
         self.entering = [stream.hidden[b] for b in self.batches]
         self.predicts = predicts(stream.model)
         self.dense = {b: self._rows(self._finish(b, 0, stream.hidden[b])) for b in self.batches}
-        self.rows = sum(len(rows) for rows in self.dense.values())
-        self.energy = 1.0 if self.predicts else sum(float(r.square().sum()) for r in self.dense.values()) / self.rows
+        self.whole = whole if whole is not None else [stream.batches[b] for b in self.batches]
+        self.rows = int(summed_number(sum(len(rows) for rows in self.dense.values())))
+        energy = 0.0 if self.predicts else sum(float(r.square().sum()) for r in self.dense.values())
+        self.energy = 1.0 if self.predicts else summed_number(energy) / self.rows
 
     def _finish(self, b: int, i: int, hidden: Tensor) -> Tensor:
         """The model's output for batch `b` from the hidden states that enter block `i`."""
@@ -71,23 +76,23 @@ class Divergence:
         total = 0.0
         for b, entering in zip(self.batches, hidden, strict=True):
             total += float(self._summed(self._rows(self._finish(b, i, entering)), self.dense[b]))
-        return total / self.rows
+        return summed_number(total) / self.rows
 
     def slopes(self, sites: Sequence[Site]) -> dict[str, Float[Tensor, "out channel"]]:
         """The gradient of the divergence now, by site key, with respect to the weight of the site's consumer."""
         layers = {site.key: site.consumer.layer for site in sites}
         model = self.stream.model
-        summed = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
+        found = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
         with differentiable(model, layers.values()):
             for b in self.batches:
                 rows = answers(model, self.stream.batches[b])
                 torch.autograd.backward(self._summed(rows, self.dense[b]))
                 for key, layer in layers.items():
-                    found = gradient_of(layer)
-                    if found is not None:
-                        summed[key] += found
+                    gradient = gradient_of(layer)
+                    if gradient is not None:
+                        found[key] += gradient
                     layer.weight.grad = None
-        return {key: gradient / self.rows for key, gradient in summed.items()}
+        return {key: summed(slope) / self.rows for key, slope in found.items()}
 
     def _summed(self, now: Tensor, dense: Tensor) -> Tensor:
         """The divergence of some rows, summed."""

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .distributed import dealt_counts, gathered, summed, summed_number
 from .stream import BlockStream
 
 ALIKE = 0.16
@@ -37,12 +38,13 @@ def head_similarity(
 
     Differs: the paper uses every row of every sample; `rows = 0` and `skip = 0` do that.
     """
-    total, left, counted = torch.zeros((), device=stream.model.device), sequences, 0
+    total, counted = torch.zeros((), device=stream.model.device), 0
+    quotas = dealt_counts([len(batch["input_ids"]) for batch in stream.batches], sequences)
     for b, batch in enumerate(stream.batches):
         count, length = batch["input_ids"].shape
         step = max(1, TOKENS_AT_ONCE // length)
-        for start in range(0, min(left, count), step):
-            part = slice(start, min(start + step, left, count))
+        for start in range(0, quotas[b], step):
+            part = slice(start, min(start + step, quotas[b]))
             p = stream.attention_probabilities(i, b, path, part).float()
             real = stream.rows[b]
             mask = (
@@ -56,8 +58,8 @@ def head_similarity(
                     chosen = chosen[..., 1:] / chosen[..., 1:].sum(-1, keepdim=True).clamp_min(1e-12)
                 total = total + jensen_shannon(chosen) * chosen.shape[1]
                 counted += chosen.shape[1]
-        left -= min(left, count)
-    return total.cpu() / counted
+    heads = max(gathered(len(total) if total.dim() else 0))
+    return summed(total.cpu().expand(heads, heads).clone()) / summed_number(counted)
 
 
 def _spaced_rows(

@@ -1,9 +1,12 @@
 """The one linear system behind every reconstruction: damped least squares, pulled towards the present weights."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .distributed import by_one
 from .errors import CalibrationError
 
 FACTORS = (1, 10, 100, 1_000, 10_000)
@@ -36,13 +39,23 @@ def damped_fit(
             root, info = torch.linalg.cholesky_ex(second)
             if int(info) == 0:
                 rows = zip(torch.split(cross, ROWS), torch.split(prior, ROWS), strict=True)
-                return torch.cat([torch.cholesky_solve((c + p.to(now) * now).T, root).T.to(p) for c, p in rows])
+                return torch.cat([by_one(n, partial(_solved, root, c, p, now), p) for n, (c, p) in enumerate(rows)])
     finally:
         second.diagonal().copy_(energy)
     raise CalibrationError(
         f"{tokens:,} tokens cannot determine {len(second):,} channels. Use at least {4 * len(second):,} tokens or "
         "a larger --ridge."
     )
+
+
+def _solved(
+    root: Float[Tensor, "channel channel"],
+    cross: Float[Tensor, "out channel"],
+    prior: Float[Tensor, "out channel"],
+    damping: Float[Tensor, " channel"],
+) -> Float[Tensor, "out channel"]:
+    """Some rows of the solution, in the dtype of `prior`."""
+    return torch.cholesky_solve((cross + prior.to(damping) * damping).T, root).T.to(prior)
 
 
 def energy_damping(second: Float[Tensor, "channel channel"], ridge: float) -> Float[Tensor, " channel"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .criteria import CRITERIA, Statistics
 from .derivatives import Derivatives
+from .distributed import agreed, summed_number
 from .errors import CalibrationError
 from .job import Job
 from .moments import Moments
@@ -168,7 +169,7 @@ def score(
             f"block {site.block}, {site.key}: criterion {scoring.criterion!r} gave "
             f"{int((~torch.isfinite(scores)).sum())} non-finite scores for {site.n_units} units"
         )
-    return scores
+    return agreed(scores.contiguous())
 
 
 def similarity_of(
@@ -182,7 +183,9 @@ def similarity_of(
         stream,
         site.block,
         site.spec.probabilities,
-        sequences=min(recipe.similarity_sequences, sum(len(stream.batches[b]["input_ids"]) for b in fit)),
+        sequences=min(
+            recipe.similarity_sequences, int(summed_number(sum(len(stream.batches[b]["input_ids"]) for b in fit)))
+        ),
         rows=recipe.similarity_rows,
         skip=recipe.similarity_skip,
         exclude_sink=recipe.exclude_sink,

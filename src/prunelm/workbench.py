@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import CheckpointError, DeviceError, ResumeError
+from .distributed import agreed_bytes, agreed_data, is_writer, size
+from .errors import CheckpointError, DeviceError, ProcessError, ResumeError
 from .forms import check_form
 from .journal import Journal
 from .placement import deterministic
@@ -61,12 +62,19 @@ class Workbench:
 
     def get(self, name: str) -> Step | None:
         """A step that was finished before; None where it was not, or where its file is damaged."""
+        raw = agreed_bytes(self._whole(name))
+        if raw is None:
+            return None
+        tensors = load(raw)
+        facts = json.loads(tensors.pop("facts").numpy().tobytes())
+        return Step(facts=facts, tensors=tensors)
+
+    def _whole(self, name: str) -> bytes | None:
+        """The content of a step's file; a damaged one is removed."""
         for path in self._files(name):
             raw = path.read_bytes()
             if _digest(raw) == path.name.split(".")[1]:
-                tensors = load(raw)
-                facts = json.loads(tensors.pop("facts").numpy().tobytes())
-                return Step(facts=facts, tensors=tensors)
+                return raw
             path.unlink()
         return None
 
@@ -143,17 +151,21 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         OutputError: the folder cannot be written.
     """
     out = Path(out)
+    if not is_writer():
+        with deterministic(agreed_data(False)):
+            yield Workbench()
+        return
     bench, start = Workbench(place_of(out)), time.monotonic()
     assert bench.folder is not None
     head = _begun(bench, out, task, command, force)
     before, threads = bench.done, torch.get_num_threads()
     torch.set_num_threads(head["threads"])
     try:
-        with deterministic(head["deterministic"]):
+        with deterministic(agreed_data(head["deterministic"])):
             yield bench
     except BaseException as error:
         passing = not isinstance(error, Exception) or isinstance(error, CheckpointError | DeviceError)
-        worth = before or time.monotonic() - start >= WORTH_KEEPING
+        worth = before or isinstance(error, ProcessError) or time.monotonic() - start >= WORTH_KEEPING
         if isinstance(error, ResumeError) or (passing and worth and bench.done):
             if not isinstance(error, ResumeError):
                 error.add_note(f"What is done is kept; {_way_on(command, out)}")
@@ -183,11 +195,12 @@ def unfinished(out: str | Path) -> dict[str, Any]:
         raise ResumeError(f"{out}: there is no unfinished work on it ({place_of(out)} has no {HEAD}).")
     head = _read(path)
     check_form(head, _HEAD_FORM, path)
-    differ = _differences({"format": head.get("format"), "versions": head.get("versions")}, _made_with())
+    made_with = _made_with()
+    differ = _differences({name: head.get(name) for name in made_with}, made_with)
     if differ:
         raise ResumeError(
-            f"{out}: the unfinished work of another version: {_said(differ)}. Install that again, or say --force with "
-            "the whole command to begin anew."
+            f"{out}: the unfinished work of another version: {_said(differ)}. Take that again, or say --force "
+            "with the whole command to begin anew."
         )
     return {**head, "stands": _identity(out) not in (None, head["replaces"])}
 
@@ -233,7 +246,7 @@ def _way_on(command: str, out: Path) -> str:
 
 
 def _made_with() -> dict[str, Any]:
-    return {"format": FORMAT, "versions": versions()}
+    return {"format": FORMAT, "versions": versions(), "processes": size()}
 
 
 def _identity(out: Path) -> int | None:

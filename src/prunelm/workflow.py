@@ -13,6 +13,8 @@ from .allocation import Outlook, look_at
 from .calibration import calibration_digest, fingerprint, load_calibration, save_calibration
 from .checkpoint import save
 from .data import JOIN, Batches, read_documents, read_labeled, sample_batches
+from .distributed import is_writer, shared_by
+from .distributed import size as size_of_run
 from .errors import BudgetError, CheckpointError, DataError, RecipeError
 from .evaluation import Evaluation, check_tokenizers
 from .evaluation import evaluate as evaluate_model
@@ -217,6 +219,8 @@ def prune(
     looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
     where: dict[str, Any] = {"scratch": scratch, "scratch_dtype": scratch_dtype, "statistics_dtype": statistics_dtype}
     looks = looks or isinstance(limit, MaxPerplexity)
+    if stream and size_of_run() > 1:
+        raise RecipeError("--stream holds one block on one process: leave it out, or run without torchrun")
     how = _streaming(size.recipe, files.source, looks=looks, **where) if stream else None
     if how is None and tuple(where.values()) != (None, None, "float64"):
         raise RecipeError("--scratch, --scratch-dtype and --statistics-dtype belong to --stream: say that too")
@@ -252,9 +256,10 @@ def prune(
                 return *small, pressing
 
         (small, report, pressing), notes = within_memory(pruned, files.source.device, size.recipe.length, progress)
-        report.notes.extend([*notes, *(how.notes if how else [])])
+        report.notes.extend([*notes, *(how.notes if how else []), *shared_by()])
         progress("saving", 0, 1)
-        files.save(small, report, Path(out), pressing)
+        if is_writer():
+            files.save(small, report, Path(out), pressing)
         progress("saving", 1, 1)
     return report
 
@@ -298,7 +303,8 @@ def prune_sizes(
     with workbench(out, files.task(sizes, journal), command="prune", force=force) as bench:
         calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device), bench)
         bench.check(files.inputs(calibration, refit))
-        Path(out).mkdir(exist_ok=True)
+        if is_writer():
+            Path(out).mkdir(exist_ok=True)
         family = prune_family(
             files.load,
             calibration,
@@ -310,7 +316,8 @@ def prune_sizes(
             progress=progress,
         )
         for folder, (pruned, report) in zip(folders, family, strict=True):
-            files.save(pruned, report, folder)
+            if is_writer():
+                files.save(pruned, report, folder)
             reports[folder] = report
     return reports
 
@@ -363,8 +370,9 @@ def calibrate(
             return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part), batches
 
         (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
-        outlook = replace(outlook, notes=[*outlook.notes, *notes])
-        save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
+        outlook = replace(outlook, notes=[*outlook.notes, *notes, *shared_by()])
+        if is_writer():
+            save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
     return outlook
 
 
@@ -448,7 +456,9 @@ def repair(
         bench.check(inputs)
         report = repair_(model, calibration, recipe, kept, notes=notes, bench=bench, progress=progress)
         model.to(CPU)
-        save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
+        report.notes.extend(shared_by())
+        if is_writer():
+            save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
     return report
 
 

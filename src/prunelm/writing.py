@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from safetensors import SafetensorError
 
+from .distributed import is_writer
 from .errors import OutputError, PruneLMError
 from .locking import locked
 
@@ -106,7 +107,7 @@ def writes(function: Callable[P, T]) -> Callable[P, T]:
         given = signature.bind(*args, **kwargs).arguments
         with contextlib.ExitStack() as stack:
             for out in (given.get(name) for name in ("out", "journal")):
-                if out is not None:
+                if out is not None and is_writer():
                     stack.enter_context(claimed(out))
             return function(*args, **kwargs)
 
@@ -155,6 +156,8 @@ def check_target(out: str | Path, *, force: bool = False, need_bytes: int = 0) -
         OutputError: says which of existing, not writable, or disk full it is, and what to do.
     """
     out = Path(out)
+    if not is_writer():
+        return
     if out.exists() and not force:
         raise OutputError(f"{out} exists. Choose another folder, or say --force to replace it.")
     if out.exists() and not out.is_dir():

@@ -1,0 +1,184 @@
+"""One run on several processes: each carries its share of the batches, and all know the same sums and decisions.
+
+Every process does the same work in the same order, but for the calibration batches, which are dealt out in turns. What
+is summed over them is added up over the processes; linear systems are solved for some rows each; decisions are those of
+the first process, which alone writes. On one process all of this is nothing.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from .errors import ProcessError
+
+T = TypeVar("T")
+PATIENCE = "PRUNELM_PROCESS_TIMEOUT"
+"""Environment variable: seconds after which a process that does not answer is lost."""
+SECONDS = 600.0
+_REASON = "prunelm/reason"
+_STORES: list[Any] = []
+
+
+def launched() -> int:
+    """How many processes `torchrun` started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_writer() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """While open, the processes that `torchrun` started work together: over gloo, and NCCL between GPUs.
+
+    Raises:
+        ProcessError: another process does not come, or is lost; says why, where that is known.
+    """
+    seconds = timedelta(seconds=float(os.environ.get(PATIENCE, SECONDS)))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _answered():
+        store, number, count = next(iter(rendezvous("env://", timeout=seconds)))
+        _STORES.append(store)
+        dist.init_process_group(
+            backend, store=PrefixStore("prunelm", store), rank=number, world_size=count, timeout=seconds
+        )
+    try:
+        yield
+    finally:
+        _STORES.clear()
+        dist.destroy_process_group()
+
+
+def shared_by() -> list[str]:
+    """What results say of several processes, whose sums may differ from those of one in the last digits."""
+    return [f"{size()} processes shared the calibration batches"] if size() > 1 else []
+
+
+def give_reason(line: str) -> None:
+    """Leave word for the other processes why this one ends."""
+    with contextlib.suppress(RuntimeError):
+        for store in _STORES:
+            store.set(_REASON, f"process {rank()}: {line}")
+
+
+def in_turns(items: Sequence[T]) -> Sequence[T]:
+    """Those of some items that are dealt to this process."""
+    return items[rank() :: size()]
+
+
+def summed(t: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, in place."""
+    if size() > 1:
+        with _answered():
+            dist.all_reduce(t)
+    return t
+
+
+def summed_number(number: int | float) -> float:
+    """The sum of a number over the processes."""
+    return float(summed(torch.tensor(number, dtype=torch.float64, device="cpu"))) if size() > 1 else float(number)
+
+
+def agreed(t: Tensor, source: int = 0) -> Tensor:
+    """A tensor as one process has it, in place; of the same shape everywhere."""
+    if size() > 1:
+        with _answered():
+            dist.broadcast(t, source)
+    return t
+
+
+def agreed_number(number: float) -> float:
+    """A number as the first process has it."""
+    return float(agreed(torch.tensor(number, dtype=torch.float64, device="cpu"))) if size() > 1 else float(number)
+
+
+def agreed_bytes(raw: bytes | None) -> bytes | None:
+    """Bytes, or None, as the first process has them."""
+    if size() == 1:
+        return raw
+    length = int(agreed(torch.tensor(-1 if raw is None else len(raw), device="cpu")))
+    if length <= 0:
+        return None if length < 0 else b""
+    content = bytearray(raw) if is_writer() and raw is not None else bytearray(length)
+    return agreed(torch.frombuffer(content, dtype=torch.uint8)).numpy().tobytes()
+
+
+def agreed_data(data: T) -> T:
+    """Plain data as the first process has them."""
+    if size() == 1:
+        return data
+    raw = agreed_bytes(json.dumps(data).encode())
+    assert raw is not None
+    found: T = json.loads(raw)
+    return found
+
+
+def by_one(n: int, make: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """The n-th of some tensors, made by the process whose turn it is and known to all; `like` says shape and dtype."""
+    if size() == 1:
+        return make()
+    turn = n % size()
+    return agreed(make().contiguous() if rank() == turn else torch.empty_like(like).contiguous(), turn)
+
+
+def dealt_counts(counts: Sequence[int], total: int) -> list[int]:
+    """How much of the first `total` falls to each of this process's batches, all batches being taken in turns."""
+    if size() == 1:
+        everywhere = [list(counts)]
+    else:
+        most = int(max(gathered(len(counts))))
+        mine = torch.tensor([*counts, *[0] * (most - len(counts))], dtype=torch.int64, device="cpu")
+        table = torch.zeros(size(), most, dtype=torch.int64, device="cpu")
+        table[rank()] = mine
+        everywhere = summed(table).tolist()
+    found, left = [], total
+    for n in range(max(map(len, everywhere))):
+        for r, row in enumerate(everywhere):
+            taken = min(left, row[n]) if n < len(row) else 0
+            left -= taken
+            if r == rank() and n < len(counts):
+                found.append(taken)
+    return found
+
+
+def gathered(number: int) -> list[int]:
+    """A number of each process."""
+    table = torch.zeros(size(), dtype=torch.int64, device="cpu")
+    table[rank()] = number
+    return [int(n) for n in summed(table)]
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    """What the network says of a lost process becomes one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = ""
+        with contextlib.suppress(RuntimeError):
+            for store in _STORES:
+                if store.check([_REASON]):
+                    told = store.get(_REASON).decode()
+        why = told or str(error).strip().splitlines()[0][:160]
+        raise ProcessError(f"another process of this run was lost ({why}). Start the run again.") from error

@@ -1,0 +1,189 @@
+"""Several processes give what one gives: the same units, and weights that differ in the last digits at most."""
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prunelm.data import Batches
+from prunelm.distributed import (
+    agreed_bytes,
+    agreed_data,
+    by_one,
+    dealt_counts,
+    gathered,
+    in_turns,
+    rank,
+    summed_number,
+    together,
+)
+from prunelm.errors import ProcessError
+from prunelm.journal import Journal
+from prunelm.pruning import prune_
+from prunelm.recipe import Recipe
+from prunelm.testing import tiny_model
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+TOLERANCE = 1e-6
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+def processes(count: int, run: Callable[[], None], seconds: float = 60) -> list[int]:
+    """Run a function in so many forked processes that work together; their exit codes."""
+    port, children = free_port(), []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            facts = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in facts.items()}}
+            code = 1
+            try:
+                with together():
+                    run()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    end, codes = time.monotonic() + seconds, dict[int, int]()
+    while len(codes) < count and time.monotonic() < end:
+        for child in children:
+            if child not in codes:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    for child in children:
+        if child not in codes:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+    assert len(codes) == count, "some process hung"
+    return [codes[child] for child in children]
+
+
+def calibration(sequences: int = 22) -> Batches:
+    ids = torch.randint(5, 120, (sequences, 24), generator=torch.Generator().manual_seed(3))
+    batches = [{"input_ids": part} for part in ids.split(3)]
+    return Batches(batches=batches, facts={"tokens": ids.numel(), "sequences": sequences})
+
+
+def pruned(recipe: Recipe, folder: Path) -> None:
+    """Prune a tiny model, and keep its weights and units in a file of this process."""
+    model = tiny_model("llama", vocab_size=128, max_position_embeddings=64)
+    report = prune_(model, calibration(), recipe)
+    kept = {f"kept/{key}": value for key, value in report.plan.kept.items()}
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    save_file({**weights, **kept}, folder / f"{rank()}.safetensors")
+
+
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "two-step refit": ("goa-budget", {"multiple_of": 1}),
+    "head similarity": ("goa", {"multiple_of": 1, "similarity_sequences": 7}),
+    "search": ("best", {"multiple_of": 1, "rounds": 2}),
+    "one shot": ("flap", {"multiple_of": 1}),
+    "policy": ("osp", {"multiple_of": 1}),
+    "hidden": ("liar", {"multiple_of": 2}),
+    "fused": ("hywia", {"multiple_of": 1}),
+}
+
+
+EVERY_DAY = {"two-step refit": (2, 3), "search": (2,)}
+
+
+@pytest.mark.parametrize(("name", "counts"), EVERY_DAY.items())
+def test_several_processes_give_what_one_gives(name: str, counts: tuple[int, ...], tmp_path: Path) -> None:
+    compare(name, counts, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_kind_of_recipe_on_two_and_three_processes(name: str, tmp_path: Path) -> None:
+    compare(name, (2, 3), tmp_path)
+
+
+def compare(name: str, counts: tuple[int, ...], tmp_path: Path) -> None:
+    """One process against several: equal units, and weights within the tolerance."""
+    base, changes = RECIPES[name]
+    recipe = Recipe.load(base, sparsity=0.3, **changes)
+    (tmp_path / "1").mkdir()
+    pruned(recipe, tmp_path / "1")
+    single = load_file(tmp_path / "1" / "0.safetensors")
+    for count in counts:
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        assert processes(count, lambda folder=folder: pruned(recipe, folder)) == [0] * count
+        for number in range(count):
+            found = load_file(folder / f"{number}.safetensors")
+            assert set(found) == set(single)
+            for key, value in single.items():
+                if key.startswith("kept/"):
+                    assert torch.equal(found[key], value), f"{key} on process {number} of {count}"
+                else:
+                    gap = float((found[key] - value).norm() / value.norm().clamp_min(1e-12))
+                    assert gap <= TOLERANCE, f"{key} differs by {gap:.1e} on process {number} of {count}"
+
+
+def test_what_processes_tell_each_other(tmp_path: Path) -> None:
+    def run() -> None:
+        found = {
+            "turns": list(in_turns(range(7))),
+            "sum": summed_number(rank() + 0.5),
+            "bytes": [agreed_bytes(raw) == raw for raw in (None, b"", b"abc")],
+            "data": agreed_data({"rank": rank(), "text": "é"}),
+            "by one": [float(by_one(n, lambda: torch.tensor(float(rank())), torch.zeros(()))) for n in range(4)],
+            "gathered": gathered(rank() * 10),
+            "dealt": dealt_counts([3, 3, 1 - rank()], 10),
+        }
+        journal = Journal(tmp_path / "journal.jsonl")
+        found["journal"] = [journal.entry(lambda n=n: {"n": n, "rank": rank()}) for n in range(3)]
+        (tmp_path / f"{rank()}.json").write_text(json.dumps(found))
+
+    for _ in range(2):
+        assert processes(2, run) == [0, 0]
+        first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+        assert (first.pop("turns"), second.pop("turns")) == ([0, 2, 4, 6], [1, 3, 5])
+        assert (first.pop("dealt"), second.pop("dealt")) == ([3, 3, 0], [3, 1, 0])
+        assert first == second
+        assert first["sum"] == 2.0
+        assert first["bytes"] == [True] * 3
+        assert first["data"] == {"rank": 0, "text": "é"}
+        assert first["by one"] == [0.0, 1.0, 0.0, 1.0]
+        assert first["gathered"] == [0, 10]
+        assert first["journal"] == [{"n": n, "rank": 0} for n in range(3)]
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_lost_process_is_noticed(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELM_PROCESS_TIMEOUT", "2" if how == "stopped" else "60")
+
+    def run() -> None:
+        summed_number(1.0)
+        if rank() == 1:
+            if how == "killed":
+                os.kill(os.getpid(), 9)
+            time.sleep(6)
+            return
+        with pytest.raises(ProcessError, match=r"another process of this run was lost \(.*\)\. Start the run again"):
+            summed_number(1.0)
+        (tmp_path / "noticed").touch()
+
+    codes = processes(2, run, seconds=20)
+    assert (tmp_path / "noticed").exists()
+    assert codes[0] == 0
+    assert codes[1] == (-9 if how == "killed" else codes[1])
