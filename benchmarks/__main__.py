@@ -3,8 +3,9 @@
 `python -m benchmarks quality` measures all recipes at five sizes, the sweep of two from 10 to 90 % and zero-shot tasks,
 `python -m benchmarks siblings` OSP, AEF, HyWIA and LIAR beside their ingredients, `python -m benchmarks robustness`
 noise and text of other kinds, `python -m benchmarks fuzz` damaged files of every kind, `python -m benchmarks stream`
-what streaming takes and how cost grows, `python -m benchmarks processes` two processes against one; all write the page. `--device cuda` computes there, and `--workers 6` lets six
-processes share the cells, which a GPU is wide enough for. Timings need one worker and a quiet machine.
+what streaming takes and how cost grows, `python -m benchmarks processes` two processes against one; all write the page.
+`--device cuda` computes there, and `--workers 6` lets six processes share the cells, which a GPU is wide enough for.
+Timings need one worker and a quiet machine.
 """
 
 import argparse
