@@ -1,7 +1,7 @@
 """What `prune --stream` takes of memory and time beside the whole model in memory, and how cost grows.
 
 Llamas with random weights, built in a temporary folder; the text is Python's language reference, read byte by byte.
-`PRUNELM_STREAM_BLOCKS=8 python -m benchmarks stream` is the same on a model a quarter of the size.
+`PRUNELM_STREAM_BLOCKS=14 python -m benchmarks stream` is the same on a model a quarter of the size.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from prunelm.recipe import Recipe
 from .overhead import peak_memory
 from .record import measure
 
-BLOCKS = int(os.environ.get("PRUNELM_STREAM_BLOCKS", "32"))
-SHAPE = {"hidden_size": 1280, "intermediate_size": 2368, "num_attention_heads": 20, "num_key_value_heads": 20}
+BLOCKS = int(os.environ.get("PRUNELM_STREAM_BLOCKS", "56"))
+SHAPE = {"hidden_size": 1024, "intermediate_size": 1536, "num_attention_heads": 16, "num_key_value_heads": 16}
 RECIPES = ("wanda-sp", "obs", "goa-budget")
 SAMPLES, LENGTH, SPARSITY = 8, 512, 0.3
 GROWTH = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 4}

@@ -36,7 +36,7 @@ LAYERS = [
     {"losses", "probable", "limits"},
     {"gradients", "encoders"},
     {"fisher", "importance", "hidden_scores"},
-    {"criteria", "allocators", "reconstructions", "generate"},
+    {"criteria", "allocators", "reconstructions", "generate", "streamed_fisher"},
     {"recipe", "observation", "repairing"},
     {"job", "reading", "rehearsal", "card", "loading", "verify", "evaluation", "search"},
     {"shelf"},

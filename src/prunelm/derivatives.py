@@ -1,7 +1,7 @@
 """What backward passes of the dense model give to criteria and allocators, each only where one reads it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,9 @@ from .losses import objective
 from .reading import Reading
 from .recipe import Recipe
 from .sites import Site
+from .stream import Room
+from .streamed_fisher import streamed_fisher
+from .workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,17 @@ class Derivatives:
     gates: Mapping[str, Float[Tensor, "sample unit"]] = field(default_factory=dict)
 
 
-def derivatives_of(model: PreTrainedModel, read: Reading, sites: Sequence[Site], recipe: Recipe) -> Derivatives:
+def derivatives_of(
+    model: PreTrainedModel,
+    read: Reading,
+    sites: Sequence[Site],
+    recipe: Recipe,
+    room: Room | None = None,
+    bench: Workbench | None = None,
+) -> Derivatives:
     """What the recipe's criteria and its allocator read of backward passes over the batches to fit.
+
+    Where the room holds one block at a time, Fisher matrices are on the bench.
 
     Raises:
         CalibrationError: a gradient is not finite; names the layer.
@@ -37,7 +49,12 @@ def derivatives_of(model: PreTrainedModel, read: Reading, sites: Sequence[Site],
     wanting = {need: [s for s in sites if need in read.needs[s.name]] for need in ("gradients", "importance", "gates")}
     sharp = [site for site in sites if "fisher" in read.needs[site.name]]
     again = recipe.gradient_checkpointing
-    fisher = output_fisher(model, read.fisher_batches(recipe), sharp, seed=recipe.seed) if sharp else {}
+    few, fisher = read.fisher_batches(recipe), dict[str, Tensor]()
+    if sharp and room is not None and room.deep is not None and bench is not None:
+        deep = replace(room, states=room.deep)
+        return Derivatives(fisher=streamed_fisher(model, few, sharp, deep, bench, seed=recipe.seed))
+    if sharp:
+        fisher = output_fisher(model, few, sharp, seed=recipe.seed)
     if not any(wanting.values()):
         return Derivatives(fisher=fisher)
     loss = objective(recipe.loss, model, read.fitted, unlabeled="drawn", seed=recipe.seed)

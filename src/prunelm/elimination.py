@@ -34,15 +34,18 @@ def eliminate(
     cross = weight.T @ weight
     if units.shape[1] == 1 and strata == 1:
         order = units[:, 0]
-        found, costs = _channels(cross[order][:, order], inverse[order][:, order])
-        return found, costs
+        own = [cross, inverse] if bool((order.diff() == 1).all()) else [m[order][:, order] for m in (cross, inverse)]
+        del cross, inverse
+        return _channels(own)
     return _groups(cross, inverse, units, strata)
 
 
-def _channels(
-    cross: Float[Tensor, "channel channel"], inverse: Float[Tensor, "channel channel"]
-) -> tuple[Int[Tensor, " channel"], Float[Tensor, " channel"]]:
-    """Single channels; downdates wait until a block of them can be done as one matrix product."""
+def _channels(own: list[Float[Tensor, "channel channel"]]) -> tuple[Int[Tensor, " channel"], Float[Tensor, " channel"]]:
+    """Single channels; downdates wait until a block of them can be done as one matrix product.
+
+    Cross and inverse are taken out of the list, so that their memory goes as they shrink.
+    """
+    inverse, cross = own.pop(), own.pop()
     alive = torch.arange(len(cross), device=cross.device)
     order, costs = [], []
     while len(alive):
@@ -50,8 +53,11 @@ def _channels(
         order.append(alive[removed])
         costs.append(price)
         alive, columns, tails = alive[keep], columns[keep], tails[keep]
-        inverse = inverse[keep][:, keep] - (columns * pivots) @ columns.T
-        cross = cross[keep][:, keep] - tails @ columns.T - columns @ tails.T
+        inverse = inverse[keep][:, keep]
+        inverse -= (columns * pivots) @ columns.T
+        cross = cross[keep][:, keep]
+        cross -= tails @ columns.T
+        cross -= columns @ tails.T
     return torch.cat(order), torch.cat(costs)
 
 

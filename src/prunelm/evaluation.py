@@ -1,5 +1,6 @@
 """What pruning cost: perplexity with its error, bits per byte, and agreement with the dense model."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data import JOIN, check_ids, check_length, describe, prefix_ids, read_documents, split_windows, token_ids
 from .encoders import Questions, answered, asked_for, check_texts, questions, score_texts
 from .errors import DataError, EvaluationError
+from .journal import Journal
 from .progress import Progress, silent
 from .scoring import Record, first_bad_block, mean_and_error, score_windows
 from .stream import Batch
@@ -53,6 +55,7 @@ def evaluate(
     length: int = 1024,
     max_tokens: int | None = None,
     seed: int = 0,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """The quality of a model on a text that it was not calibrated on.
@@ -69,6 +72,7 @@ def evaluate(
         length: tokens in a window.
         max_tokens: stop after this many tokens of text.
         seed: of the masking.
+        journal: of windows that are not measured again.
         progress: told about every window.
 
     Raises:
@@ -79,8 +83,10 @@ def evaluate(
     if against is not None:
         check_comparable(model, against)
     if task == "causal":
-        return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, progress)
-    return _encoder(task, model, tokenizer, Path(text), against, length, max_tokens, seed, progress)
+        return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, journal or Journal(), progress)
+    return _encoder(
+        task, model, tokenizer, Path(text), against, length, max_tokens, seed, journal or Journal(), progress
+    )
 
 
 def check_comparable(model: PreTrainedModel, against: PreTrainedModel) -> None:
@@ -124,6 +130,7 @@ def _perplexity(
     against: PreTrainedModel | None,
     length: int,
     max_tokens: int | None,
+    journal: Journal,
     progress: Progress,
 ) -> Evaluation:
     windows = text_windows(JOIN.join(read_documents(text)), str(text), model, tokenizer, length, max_tokens)
@@ -131,7 +138,8 @@ def _perplexity(
     records, size = [], 0
     for i, window in enumerate(windows):
         progress("evaluating", i, len(windows))
-        records += score_windows(model, window[None], against)
+        make = functools.partial(score_windows, model, window[None], against)
+        records += journal.entry(lambda make=make: {"windows": make()})["windows"]  # type: ignore[misc]
         size += window_bytes(window, tokenizer)
     progress("evaluating", len(windows), len(windows))
     check_losses(model, windows, records, str(text))
@@ -203,6 +211,7 @@ def _encoder(
     length: int,
     max_tokens: int | None,
     seed: int,
+    journal: Journal,
     progress: Progress,
 ) -> Evaluation:
     check_embeddings(model, against)
@@ -210,7 +219,8 @@ def _encoder(
     records: list[Record] = []
     for i, question in enumerate(asked.asked):
         progress("evaluating", i, len(asked.asked))
-        records += score_texts(model, question, asked.mask, against)
+        make = functools.partial(score_texts, model, question, asked.mask, against)
+        records += journal.entry(lambda make=make: {"texts": make()})["texts"]  # type: ignore[misc]
     progress("evaluating", len(asked.asked), len(asked.asked))
     found = encoder_numbers(model, against, asked, records, str(text), seed)
     means = {name: found[name]["value"] for name in ("kl", "cosine") if name in found}

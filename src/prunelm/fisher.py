@@ -43,7 +43,7 @@ def output_fisher(
     outputs = {site.key: len(weight_of(site.consumer.layer)) for site in sites}
     found = {key: torch.zeros(n, n, dtype=torch.float64, device=place) for key, n in outputs.items()}
     rows = 0
-    handles = [site.consumer.layer.register_forward_hook(_adder(found[site.key])) for site in sites]
+    handles = [site.consumer.layer.register_forward_hook(adder(found[site.key])) for site in sites]
     # Weights of the first block alone collect gradients: that makes autograd pass all the others' outputs.
     first = min(site.block for site in sites)
     try:
@@ -57,12 +57,23 @@ def output_fisher(
         for handle in handles:
             handle.remove()
     for key, matrix in found.items():
-        if not bool(torch.isfinite(matrix).all()):
-            raise CalibrationError(f"{key}: its gradient is not finite. Try --dtype float32 or another checkpoint.")
+        finite(key, matrix)
     return {key: matrix / max(rows, 1) for key, matrix in found.items()}
 
 
-def _adder(total: Tensor) -> Any:
+def finite(key: str, matrix: Tensor) -> None:
+    """Raise unless a site's matrix is finite.
+
+    Raises:
+        CalibrationError: names the site.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise CalibrationError(f"{key}: its gradient is not finite. Try --dtype float32 or another checkpoint.")
+
+
+def adder(total: Tensor) -> Any:
+    """A hook on a layer that adds g g^T over tokens to `total`, g the gradient of the layer's output."""
+
     def on_forward(_module: nn.Module, _args: Any, output: Tensor) -> None:
         def on_backward(gradient: Tensor) -> None:
             g = gradient.detach().flatten(0, -2)

@@ -15,17 +15,38 @@ from .progress import Progress
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .stream import BlockStream
+from .workbench import Step, Workbench
 
 
 @torch.no_grad()
 def remove_hidden_(
-    model: PreTrainedModel, calibration: Batches, recipe: Recipe, keep: int, progress: Progress
+    model: PreTrainedModel, calibration: Batches, recipe: Recipe, keep: int, bench: Workbench, progress: Progress
 ) -> dict[str, Any]:
     """Remove all but `keep` hidden channels in place, repair what read them, and say what was done.
+
+    All weights are kept on the bench, and taken from there where an earlier run came so far.
 
     Raises:
         CalibrationError: statistics are not finite, or too few tokens; names the layer.
     """
+    step = bench.get("hidden")
+    weights = [bench.get(f"hidden-{n}") for n in range(step.facts["weights"])] if step is not None else [None]
+    if step is not None and None not in weights:
+        narrow_hidden_(model, torch.tensor(step.facts["found"]["kept"]))
+        for parameter, kept in zip(model.parameters(), weights, strict=True):
+            assert kept is not None
+            parameter.copy_(kept.tensors["value"])
+        return dict(step.facts["found"])
+    found = _removed(model, calibration, recipe, keep, progress)
+    for n, parameter in enumerate(model.parameters()):
+        bench.put(f"hidden-{n}", Step(tensors={"value": parameter}))
+    bench.put("hidden", Step(facts={"found": found, "weights": len(list(model.parameters()))}))
+    return found
+
+
+def _removed(
+    model: PreTrainedModel, calibration: Batches, recipe: Recipe, keep: int, progress: Progress
+) -> dict[str, Any]:
     axis = find_hidden(model)
     reconstruction = RECONSTRUCTIONS[recipe.reconstruction]
     repairs = reconstruction.stage != "none"

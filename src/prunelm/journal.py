@@ -1,17 +1,20 @@
 """A journal of long work: what was measured is written line by line, and not measured again after an interrupt."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .distributed import agreed_data, is_writer
-from .errors import CalibrationError
+from .errors import CalibrationError, PruneLMError
 from .writing import explained, write_whole
 
 FORMAT = 2
+MINUTE = 60.0
 
 
 class Journal:
@@ -19,11 +22,13 @@ class Journal:
 
     Without a path nothing is kept. The first line says what the work is of, and must say the same each time. Every line
     is on the disk before the work goes on, and carries a checksum of all lines so far, so that one that was altered,
-    lost or moved is noticed. A last line that was cut short by the interrupt is dropped.
+    lost or moved is noticed. A last line that was cut short by the interrupt is dropped. With `after`, nothing is
+    written in so many seconds: shorter work leaves no file.
     """
 
-    def __init__(self, path: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | None = None, facts: Mapping[str, Any] | None = None, *, after: float = 0.0) -> None:
         self.path = path if is_writer() else None
+        self._waits, self._begun, self._held = after, time.monotonic(), ""
         self._known: list[dict[str, Any]] = []
         self.read = 0
         self._sum = ""
@@ -38,7 +43,10 @@ class Journal:
         for entry in (head, *self._known):
             line, self._sum = _sealed(entry, self._sum)
             lines.append(line)
-        write_whole(path, "".join(lines))
+        if after and not self._known:
+            self._held = "".join(lines)
+        else:
+            write_whole(path, "".join(lines))
 
     def entry(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The next entry: read where there is one, else made and written at once.
@@ -53,11 +61,42 @@ class Journal:
         made = agreed_data(make())
         if self.path is not None:
             line, self._sum = _sealed(made, self._sum)
-            with explained(self.path), self.path.open("a", encoding="utf-8") as opened:
-                opened.write(line)
-                opened.flush()
-                os.fsync(opened.fileno())
+            self._held += line
+            if time.monotonic() - self._begun >= self._waits:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with explained(self.path), self.path.open("a", encoding="utf-8") as opened:
+                    opened.write(self._held)
+                    opened.flush()
+                    os.fsync(opened.fileno())
+                self._held = ""
         return made
+
+
+@contextlib.contextmanager
+def own_journal(facts: Mapping[str, Any]) -> Iterator[Journal]:
+    """A journal of work that writes no file beside which it could lie, in the user's folder for states.
+
+    It begins once the work has taken a minute, and goes when the body ends well. Where that folder cannot be written,
+    nothing is kept; a damaged journal is begun anew.
+    """
+    state = os.environ.get("XDG_STATE_HOME")
+    folder = (Path(state) if state else Path.home() / ".local" / "state") / "prunelm"
+    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    path = folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
+    if not os.access(above, os.W_OK):
+        yield Journal()
+        return
+    try:
+        journal = Journal(path, facts, after=MINUTE)
+    except CalibrationError:
+        path.unlink()
+        journal = Journal(path, facts, after=MINUTE)
+    try:
+        yield journal
+    except PruneLMError:
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

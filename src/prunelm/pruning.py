@@ -127,13 +127,13 @@ def prune_(
         model,
         recipe,
         floor,
-        lambda whole, keep: hidden.update(remove_hidden_(whole, calibration, recipe, keep, progress)),
+        lambda whole, keep: hidden.update(remove_hidden_(whole, calibration, recipe, keep, bench, progress)),
         counts,
     )
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = Derivatives()
     if outlook is None or decided is not None:
-        derivatives = derivatives_of(model, read, job.sites, recipe)
+        derivatives = derivatives_of(model, read, job.sites, recipe, room, bench)
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
     stream = BlockStream(model, read.batches, room)

@@ -34,8 +34,10 @@ class _Held:
 class Scratch:
     """A file in a folder, large enough for some tensors and made whole before the first is written."""
 
-    def __init__(self, folder: Path, slots: int, slot_bytes: int, dtype: torch.dtype | None = None) -> None:
-        self.path, self.dtype = folder / FILE, dtype
+    def __init__(
+        self, folder: Path, slots: int, slot_bytes: int, dtype: torch.dtype | None = None, *, name: str = FILE
+    ) -> None:
+        self.path, self.dtype, self.slots = folder / name, dtype, slots
         self._slot_bytes = rounded(slot_bytes)
         self._free = list(range(slots))
         size = slots * self._slot_bytes
@@ -73,6 +75,11 @@ class Scratch:
             yield mapped
         finally:
             mapped.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing lies here."""
+        return len(self._free) == self.slots
 
     def states(self) -> "StoredStates":
         """A new list of tensors that lie here."""

@@ -47,12 +47,14 @@ class Room:
     """Where a stream finds blocks and puts hidden states: all in memory, unless somebody says otherwise.
 
     `opened`: the context in which a block has its weights; `finished`: told that a block will not change any more;
-    `states`: an empty list for the hidden states of some batches; `sums`: the dtype that statistics are summed in.
+    `states`: an empty list for the hidden states of some batches; `deep`: one whose copies before every block fit too,
+    where blocks are not all there; `sums`: the dtype that statistics are summed in.
     """
 
     opened: Callable[[int], AbstractContextManager[None]] = lambda _i: contextlib.nullcontext()
     finished: Callable[[int], None] = lambda _i: None
     states: Callable[[Sequence[Batch]], States] = lambda _batches: []
+    deep: Callable[[Sequence[Batch]], States] | None = None
     sums: torch.dtype = torch.float64
 
 
@@ -96,14 +98,8 @@ class BlockStream:
 
         Logits where the model has a head (one row per sequence for classifiers), else its last hidden state.
         """
-        for block in self.blocks:
-            block.forward = pass_on
-        self.blocks[-1].forward = lambda *_args, **_kwargs: hidden
-        try:
+        with blocks_skipped(self.blocks, hidden):
             result = self.model(**self.batches[b])
-        finally:
-            for block in self.blocks:
-                del block.forward
         found = prediction(result)
         return self.tokens(found, b) if found.dim() == 3 else found
 
@@ -207,6 +203,19 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
     finally:
         for config, own in zip(configs, before, strict=True):
             config._attn_implementation = own
+
+
+@contextlib.contextmanager
+def blocks_skipped(blocks: nn.ModuleList, hidden: Tensor) -> Iterator[None]:
+    """While open, the blocks together give some hidden states and compute nothing."""
+    for block in blocks:
+        block.forward = pass_on
+    blocks[-1].forward = lambda *_args, **_kwargs: hidden
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def release_memory() -> None:

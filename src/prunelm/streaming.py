@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from .loading import Source
 from .pressing import Pressing
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
-from .scratch import SPARE, Scratch, check_room, rounded
+from .scratch import FILE, SPARE, Scratch, check_room, rounded
 from .shelf import Shelf
 from .stream import Batch, Room, States
 from .verify import PROOF_TOKENS, proof_inputs
@@ -24,8 +25,8 @@ from .workbench import Workbench
 
 Tell = Callable[[str], None]
 """Called with a sentence that the user should read now."""
-WHOLE = {"gradients": "gradients", "importance": "gradients", "gates": "gradients", "fisher": "Fisher matrices"}
-"""Statistics that backward passes of the whole model give, in words."""
+WHOLE = frozenset({"gradients", "importance", "gates"})
+"""Statistics that need backward passes of the whole model."""
 SUMS = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -94,16 +95,15 @@ def _whole(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "a policy search", "use another recipe, such as obs"
     if recipe.calibration == "self-generated":
         yield "self-generated text", "give --text FILE"
-    if recipe.reads_fisher:
-        yield f"allocator {recipe.allocator!r}, which reads Fisher matrices,", "use --allocator error-curve or uniform"
     if recipe.judges_plans:
-        yield f"allocator {recipe.allocator!r}, which measures plans,", "use --allocator error-curve or uniform"
+        instead = "say rounds = 0 and candidates = 1 in a recipe file, or use --allocator error-curve"
+        yield f"allocator {recipe.allocator!r}, which measures plans,", instead
     if recipe.choose_share:
         yield "choose_share", "say dense_share in the recipe file"
     for name in recipe.sites:
         scoring = recipe.scoring(name)
-        for need in sorted(CRITERIA[scoring.criterion].needs(**scoring.options) & set(WHOLE)):
-            yield f"criterion {scoring.criterion!r}, which reads {WHOLE[need]},", "use --criterion obs or wanda-sp"
+        if CRITERIA[scoring.criterion].needs(**scoring.options) & WHOLE:
+            yield f"criterion {scoring.criterion!r}, which reads gradients,", "use --criterion obs or wanda-sp"
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -144,25 +144,29 @@ def streamed(
     files: list[Scratch] = []
     own = None if how.scratch is None else how.scratch / f"prunelm-{_digest(out)}"
 
-    def states(batches: Sequence[Batch]) -> States:
+    def states(batches: Sequence[Batch], layers: int = streams_of(recipe), name: str = FILE) -> States:
         if not batches:
             return []
-        folder, free = _folder(how.scratch, own, bench)
+        for file in [file for file in files if file.idle]:
+            files.remove(file)
+            file.close()
+        folder, there = _folder(how.scratch, own, bench)
         wide = (how.scratch_dtype or compute_dtype).itemsize * int(shelf.model.config.hidden_size)
-        slot = max((batch["input_ids"].numel() for batch in batches), default=1) * wide
-        slots = streams_of(recipe) * len(batches) + SPARE
+        slot = max(batch["input_ids"].numel() for batch in batches) * wide
+        slots = layers * len(batches) + SPARE
         block = sum(p.numel() for p in shelf.blocks[0].parameters()) * compute_dtype.itemsize
         size = slots * rounded(slot)
         tell(
             f"streaming: one of {len(shelf.blocks)} blocks of {block:,} bytes in memory at a time, {size:,} bytes of "
-            f"scratch in {folder} ({check_room(free, size):,} free)"
+            f"scratch in {folder} ({check_room(there, size):,} free)"
         )
         folder.mkdir(exist_ok=True)
-        files.append(Scratch(folder, slots, slot, how.scratch_dtype))
+        files.append(Scratch(folder, slots, slot, how.scratch_dtype, name=name))
         return files[-1].states()
 
+    deep = partial(states, layers=len(shelf.blocks) + 2, name="entering.bin")
     try:
-        yield pressing, Room(opened=shelf.opened, finished=pressing.finished, states=states, sums=how.sums)
+        yield pressing, Room(opened=shelf.opened, finished=pressing.finished, states=states, deep=deep, sums=how.sums)
     finally:
         for file in files:
             file.close()

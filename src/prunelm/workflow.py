@@ -21,7 +21,7 @@ from .evaluation import evaluate as evaluate_model
 from .family import prune_family
 from .generate import random_tokens, self_generated
 from .job import Job, first_channels_, plan_counts, prepare_
-from .journal import Journal
+from .journal import Journal, own_journal
 from .limits import Limit, MaxPerplexity, said_as
 from .loading import Source, bytes_on_disk, find_dense, find_model, load_model, load_tokenizer, skeleton, stored_dtype
 from .matching import matched_units, planned_units
@@ -36,6 +36,7 @@ from .quantizing import check_formats, quantized_rows
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
+from .results import versions
 from .sites import Site, find_sites, weight_of
 from .sized_pruning import Run, prune_sized, prune_within, sized_by
 from .speed import prefill_speed
@@ -773,17 +774,27 @@ def evaluate(
     tokenizer = load_tokenizer(source)
     if other is not None:
         check_tokenizers(tokenizer, load_tokenizer(other))
-    loaded = load_model(source)
-    return evaluate_model(
-        loaded,
-        tokenizer,
-        text,
-        against=load_model(other) if other is not None else None,
-        length=length,
-        max_tokens=max_tokens,
-        seed=seed,
-        progress=progress,
-    )
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "seed": seed}
+    with own_journal(_evaluation_facts(source, other, text, sizes)) as journal:
+        loaded = load_model(source)
+        dense = load_model(other) if other is not None else None
+        return evaluate_model(loaded, tokenizer, text, against=dense, journal=journal, progress=progress, **sizes)
+
+
+def _evaluation_facts(
+    source: Source, other: Source | None, text: str | Path, sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What tells one evaluation from another; files by size and time, which costs no reading."""
+    facts: dict[str, Any] = {"text": _files_of(Path(text)), **sizes, "versions": versions()}
+    for who, one in (("model", source), ("against", other)):
+        facts[who] = None if one is None else [str(one.device), _files_of(one.folder / (one.gguf or ""))]
+    return {**facts, "threads": torch.get_num_threads()}
+
+
+def _files_of(place: Path) -> dict[str, list[int]]:
+    """Size and time of a file, or of those in a folder, by path."""
+    found = sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
+    return {str(p.resolve()): [p.stat().st_size, p.stat().st_mtime_ns] for p in found}
 
 
 def compare(
@@ -824,9 +835,12 @@ def compare(
         if tokenizer is not None and text is not None:
             against = None if model is dense else dense
             stage = named(progress, source.name)
-            row["evaluation"] = evaluate_model(
-                model, tokenizer, text, against=against, length=length, max_tokens=max_tokens, progress=stage
-            ).to_dict()
+            sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
+            facts = _evaluation_facts(source, None if against is None else sources[0], text, sizes)
+            with own_journal(facts) as journal:
+                row["evaluation"] = evaluate_model(
+                    model, tokenizer, text, against=against, journal=journal, progress=stage, **sizes
+                ).to_dict()
         if formats:
             options: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "progress": progress}
             row["quantized"] = quantized_rows(model, tokenizer, text, formats, **options)

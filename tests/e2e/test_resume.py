@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from prunelm import workbench
+from prunelm import evaluation, workbench
 from prunelm.workbench import Workbench, place_of
 
 SMALL = ("--samples", "12", "--length", "32", "--multiple-of", "1", "--sparsity", "0.3")
@@ -19,6 +19,7 @@ RUNS = {
     "one-shot": ("gpt2", "--recipe", "wanda-sp"),
     "search": ("llama", "--recipe", "best"),
     "global": ("qwen3", "--recipe", "flap"),
+    "hidden": ("llama", "--recipe", "liar", "--hidden", "0.25", "--per-block"),
 }
 LONG_RUNS = {
     "split": ("llama", "--recipe", "best-uniform"),
@@ -216,3 +217,32 @@ def test_killed_for_real(cli, run_cli, tiny_folder, text_file, tmp_path, unprove
     shutil.rmtree(out)
     assert cli("prune", *options).code == 0
     assert tree(out) == resumed
+
+
+class _Stop(BaseException):
+    pass
+
+
+def test_an_evaluation_goes_on_window_by_window(cli, tiny_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+    scored, seen = evaluation.score_windows, []
+
+    def counted(*args):
+        seen.append(args)
+        if len(seen) == 4:
+            raise _Stop
+        return scored(*args)
+
+    options = ("--length", "64", "--max-tokens", "512", "--json")
+    whole = ("evaluate", tiny_folder("llama"), "--against", tiny_folder("llama", num_hidden_layers=3), *options)
+    expected = cli(*whole, "--text", text_file)
+    assert expected.code == 0, expected
+    monkeypatch.setattr(evaluation, "score_windows", counted)
+    with pytest.raises(_Stop):
+        cli(*whole, "--text", text_file)
+    assert len(list((tmp_path / "prunelm").iterdir())) == 1
+    again = cli(*whole, "--text", text_file)
+    assert again.out == expected.out
+    assert len(seen) == 4 + 5
+    assert list((tmp_path / "prunelm").iterdir()) == []

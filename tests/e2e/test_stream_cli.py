@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prunelm
+from prunelm import streamed_fisher
 from prunelm.pressing import Pressing
+from prunelm.recipe import RECIPES as RECIPES_FOLDER
 from prunelm.testing import TINY
 from prunelm.workbench import Workbench, place_of
 
@@ -85,6 +87,20 @@ def test_the_same_weights(name, cli, tiny_folder, text_file, tmp_path, monkeypat
 def test_the_same_weights_of_every_family(family, cli, tiny_folder, text_file, tmp_path, unproven):
     recipe = "wanda-sp" if family == "bert" else "obs"  # of one document, an encoder reads too little for a repair
     check_same(cli, tmp_path, tiny_folder(family), text_file, ("--recipe", recipe, "--sparsity", "0.2"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_fisher_matrices_are_streamed_back_through_the_blocks(
+    family, cli, tiny_folder, text_file, tmp_path, monkeypatch, unproven
+):
+    recipe = tmp_path.parent / f"{tmp_path.name}.toml"
+    lines = (RECIPES_FOLDER / "best.toml").read_text().replace("rounds = 12", "rounds = 0")
+    recipe.write_text(lines.replace('"least-squares"', '"none"') if family == "bert" else lines)
+    asked, backward = [], streamed_fisher.adder
+    monkeypatch.setattr(streamed_fisher, "adder", lambda total: asked.append(total) or backward(total))
+    ran = check_same(cli, tmp_path, tiny_folder(family), text_file, ("--recipe", recipe, "--sparsity", "0.2"))
+    assert len(asked) == 4
+    assert ran.err.count("bytes of scratch in") == 2
 
 
 def test_proven_in_a_fresh_process_that_never_holds_it_whole(cli, tiny_folder, text_file, tmp_path):
@@ -214,9 +230,9 @@ def test_dtypes_that_change_numbers_are_said(cli, tiny_folder, text_file, tmp_pa
     [
         (
             ("--recipe", "best"),
-            "allocator 'fisher', which reads Fisher matrices, needs the whole model: use --allocator error-",
+            "allocator 'fisher', which measures plans, needs the whole model: say rounds = 0",
         ),
-        (("--recipe", "best-uniform"), "allocator 'split', which reads Fisher matrices, needs the whole model"),
+        (("--recipe", "best-uniform"), "allocator 'split', which measures plans, needs the whole model"),
         (("--recipe", "sensitivity"), "allocator 'sensitivity', which measures plans, needs the whole model"),
         (("--recipe", "osp"), "a policy search needs the whole model"),
         (("--recipe", "hywia"), "criterion 'fused', which reads gradients, needs the whole model"),

@@ -1,9 +1,11 @@
 """A journal gives back what was made before, survives a cut line, and refuses to serve another search."""
 
+import contextlib
+
 import pytest
 
 from prunelm.errors import CalibrationError
-from prunelm.journal import Journal
+from prunelm.journal import Journal, own_journal
 
 
 def _never():
@@ -61,3 +63,30 @@ def test_without_a_path_nothing_is_kept():
     journal = Journal()
     assert journal.entry(lambda: {"n": 0}) == {"n": 0}
     assert journal.path is None
+
+
+def test_short_work_leaves_no_file(tmp_path):
+    path = tmp_path / "state" / "search.jsonl"
+    journal = Journal(path, {"seed": 1}, after=3600.0)
+    assert journal.entry(lambda: {"n": 0}) == {"n": 0}
+    assert not path.parent.exists()
+    late = Journal(path, {"seed": 1}, after=1e-9)
+    assert [late.entry(lambda n=n: {"n": n}) for n in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    again = Journal(path, {"seed": 1}, after=3600.0)
+    assert [again.entry(_never) for _ in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_a_journal_of_its_own_goes_when_the_work_is_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+    with contextlib.suppress(KeyboardInterrupt), own_journal({"seed": 1}) as journal:
+        journal.entry(lambda: {"n": 0})
+        raise KeyboardInterrupt
+    (file,) = (tmp_path / "prunelm").iterdir()
+    with own_journal({"seed": 1}) as journal:
+        assert journal.entry(_never) == {"n": 0}
+    assert not file.exists()
+    file.write_text("not one of ours\n")
+    with own_journal({"seed": 1}) as journal:
+        assert journal.entry(lambda: {"n": 1}) == {"n": 1}
+    assert list((tmp_path / "prunelm").iterdir()) == []

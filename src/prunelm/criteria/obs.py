@@ -47,11 +47,12 @@ def obs(
         assert statistics.fisher is not None
         weight = _root(statistics.fisher, shrink).T @ weight
     second = moments.fitted(bias_of(site.consumer.layer))
-    damped = second + torch.diag(energy_damping(second, ridge))
-    order, costs = eliminate(weight, damped, site.consumer.index, strata=site.strata)
+    whole = ((weight @ second) * weight).sum().clamp_min(1e-300)
+    second.diagonal().add_(energy_damping(second, ridge))
+    order, costs = eliminate(weight, second, site.consumer.index, strata=site.strata)
     scores = torch.empty_like(costs)
     scores[order] = costs.cumsum(0)
-    return scores / ((weight @ second) * weight).sum().clamp_min(1e-300)
+    return scores / whole
 
 
 def _root(fisher: Float[Tensor, "out out"], shrink: float) -> Float[Tensor, "out out"]:

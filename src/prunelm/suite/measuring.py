@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..calibration import fingerprint
 from ..card import model_card
 from ..data import JOIN, read_documents
@@ -126,6 +128,7 @@ def _run(
     """One part, with a journal beside the target that goes when the part is finished."""
     start = time.perf_counter()
     facts = {"part": name, **asked, **{who: head[who] and head[who]["weights"] for who in ("model", "against")}}
+    facts |= {"versions": versions(), "threads": torch.get_num_threads()}
     path = target.with_name(f".{target.name}.{name}-{_sha256(json.dumps(facts))[:8]}.journal") if target else None
     result = part.measure(subject, setting, Journal(path, facts), progress)
     if path is not None:
