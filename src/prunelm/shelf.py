@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -79,7 +80,12 @@ class Shelf:
                 f"{self.source.name}: no file holds {name!r} under that name. transformers may know how to convert "
                 "this checkpoint: leave --stream out, or load it once and save it again."
             )
-        value = found if isinstance(found, Tensor) else found[:]
+        try:
+            value = found if isinstance(found, Tensor) else found[:]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.source.name}: {name} cannot be read ({error}). Get the file again."
+            ) from error
         if value.shape != parameter.shape:
             raise CheckpointError(
                 f"{self.source.name}: {name} is {tuple(value.shape)}, and the config says {tuple(parameter.shape)}"

@@ -12,6 +12,7 @@ import torch
 
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
+from .dequantizing import quantization_of
 from .errors import RecipeError
 from .loading import Source
 from .pressing import Pressing
@@ -85,6 +86,8 @@ def check_streams(recipe: Recipe, source: Source) -> None:
         raise RecipeError(f"--stream holds one block at a time, and {part} needs the whole model: {instead}")
     if source.gguf is not None:
         raise RecipeError("--stream reads .safetensors block by block, and this is a .gguf file: leave it out")
+    if quantization_of(source.config(), source.name) is not None:
+        raise RecipeError("--stream reads plain weights, and this checkpoint is quantized: leave it out")
 
 
 def _whole(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -225,6 +225,16 @@ def test_dtypes_that_change_numbers_are_said(cli, tiny_folder, text_file, tmp_pa
         assert says in ran.err
 
 
+def test_a_quantized_checkpoint_is_refused(cli, tiny_folder, text_file, tmp_path):
+    model = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (model / "config.json").write_text(json.dumps(config))
+    ran = cli("prune", model, tmp_path / "out", "--text", text_file, *SMALL, "--stream")
+    assert ran.code == 1
+    assert "this checkpoint is quantized" in ran.err
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
