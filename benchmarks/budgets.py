@@ -19,11 +19,14 @@ from prunelm.gguf_export import export
 from prunelm.layer_times import ratio_in_turns
 from prunelm.limits import Speedup, limit_of
 from prunelm.loading import find_model, load_model
+from prunelm.progress import silent
+from prunelm.quantizing import quantized_rows
+from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
 from prunelm.storage import cache_bytes_of
 from prunelm.workflow import evaluate
 
-from .quality import C4, c4_part, dequantized, written
+from .quality import C4, c4_part, dequantized, pruned_by, written
 from .record import measure, needed
 
 SMALL = "--samples 5 --length 512"
@@ -35,6 +38,7 @@ ASKED = {
     "speedup": f"--speedup 1.3@256 --recipe wanda-sp {SMALL}",
 }
 ROUNDS = 11
+FORMATS = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 def main() -> None:
@@ -48,6 +52,28 @@ def main() -> None:
         texts["held"] = written(folder / "c4-held-out.jsonl", c4_part(90, 95))
         for name, options in ASKED.items():
             measure("budgets", name, lambda n=name, o=options: _asked(dense, n, o, texts, folder))
+    equal_bytes()
+
+
+def equal_bytes() -> None:
+    """The dense model and two pruned ones in several formats: bytes, and perplexity on held-out C4."""
+    if not needed(C4):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        dense = dequantized(Path(scratch) / "dense")
+        held = written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))
+        for sparsity in (0.0, 0.1, 0.2):
+            recipe = Recipe.load("obs", sparsity=sparsity, samples=32, length=512) if sparsity else None
+            measure("equal-bytes", f"obs {sparsity}" if recipe else "dense", lambda r=recipe: _weighed(dense, r, held))
+
+
+def _weighed(dense: Path, recipe: Recipe | None, held: Path) -> dict[str, Any]:
+    """Bytes and perplexity in every format."""
+    model, tokenizer, entry = pruned_by(recipe, dense, c4_part(0, 90))
+    windows: dict[str, Any] = {"length": 512, "max_tokens": 4096}
+    rows = quantized_rows(model, tokenizer, held, FORMATS, progress=silent, **windows)
+    kept = {name: entry[name] for name in ("parameters", "share_of_blocks") if name in entry}
+    return {**kept, **windows, "formats": rows}
 
 
 def _asked(dense: Path, name: str, options: str, texts: dict[str, Path], scratch: Path) -> dict[str, Any]:

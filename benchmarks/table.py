@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunelm.quantizing import at_equal_bytes
+
 from .fuzz import FIXED
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
 from .record import read
@@ -36,6 +38,8 @@ def write() -> None:
         *_robustness(read("robustness")),
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
+        *_budgets(read("budgets")),
+        *_equal_bytes(read("equal-bytes")),
         *_overhead(read("overhead")),
         *_streaming(read("streaming")),
         *_processes(read("processes")),
@@ -334,6 +338,62 @@ def _small(name: str) -> list[str]:
         f"Calibrated on {recipe['samples']:,} sequences of at most {recipe['length']} tokens, seed {recipe['seed']}.",
         "",
     ]
+
+
+def _budgets(entries: Mapping[str, Any]) -> list[str]:
+    """Budgets in the user's units: what was asked, and what was measured of the written folder."""
+    if not entries:
+        return []
+    lines = [
+        "## Budgets",
+        "",
+        "`python -m benchmarks budgets`, SmolLM2-135M-Instruct in float32; calibrations are short, because budgets are "
+        "tested here and not quality. Perplexity is on held-out C4; speed is that of the written model in turns with "
+        "the dense one, on one thread.",
+        "",
+        _row(["command", "asked", "found", "of the blocks removed"]),
+        _row(["---"] * 4),
+    ]
+    for entry in entries.values():
+        asked, found = entry["asked"], entry["measured"]
+        if "params" in asked:
+            pair = [f"at most {asked['parameters']:,} parameters", f"{entry['parameters']['after']:,}"]
+            pair[1] += f" (one step is {asked['step']:,})"
+        elif "fit" in asked:
+            pair = [f"at most {asked['bytes']:,} bytes", f"{found['bytes']:,}: file {found['file']:,} + cache"]
+        elif "max_ppl" in asked:
+            pair = [
+                f"perplexity at most {asked['limit']:.2f} (dense {asked['dense']:.2f})",
+                f"{found['perplexity']:.2f}",
+            ]
+        else:
+            pair = [f"{asked['factor']:g} x as fast ({asked['of']})", f"{found['speedup']:.3f} x ({found['off']:+.1%})"]
+        lines.append(_row([f"`{entry['command']}`", *pair, f"{entry['parameters']['share_of_blocks']:.2%}"]))
+    return [*lines, ""]
+
+
+def _equal_bytes(entries: Mapping[str, Any]) -> list[str]:
+    """Pruned and quantized against quantized only."""
+    if "dense" not in entries:
+        return []
+    dense = entries["dense"]
+    lines = [
+        "## Pruned and quantized against quantized only",
+        "",
+        f"SmolLM2-135M-Instruct, `obs` on 32 x 512 tokens of C4; weights rounded to each format of llama.cpp; "
+        f"perplexity on {dense['max_tokens']:,} tokens of held-out C4 in windows of {dense['length']}. The model's file "
+        "was 4 bits (Q4_1) to begin with, so its dense 4-bit rows lose little.",
+        "",
+        _row(["bytes of weights", "model", "format", "perplexity", "dense in as many bytes", "ratio"]),
+        _row(["---"] * 6),
+    ]
+    found = [(name, row) for name, entry in entries.items() for row in entry["formats"]]
+    for name, row in sorted(found, key=lambda pair: pair[1]["bytes"]):
+        same = at_equal_bytes(dense["formats"], row) if name != "dense" else None
+        beside = ["", ""] if same is None else [f"{same:.2f}", f"{row['value'] / same:.3f}"]
+        value = f"{row['value']:.2f} ± {row['error']:.2f}"
+        lines.append(_row([f"{row['bytes']:,}", name, row["format"], value, *beside]))
+    return [*lines, ""]
 
 
 def _overhead(entries: Mapping[str, Any]) -> list[str]:
