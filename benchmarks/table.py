@@ -381,8 +381,8 @@ def _equal_bytes(entries: Mapping[str, Any]) -> list[str]:
         "## Pruned and quantized against quantized only",
         "",
         f"SmolLM2-135M-Instruct, `obs` on 32 x 512 tokens of C4; weights rounded to each format of llama.cpp; "
-        f"perplexity on {dense['max_tokens']:,} tokens of held-out C4 in windows of {dense['length']}. The model's file "
-        "was 4 bits (Q4_1) to begin with, so its dense 4-bit rows lose little.",
+        f"perplexity on {dense['max_tokens']:,} tokens of held-out C4 in windows of {dense['length']}. The model's own "
+        "file has 4 bits (Q4_1) to begin with, so its dense 4-bit rows lose little.",
         "",
         _row(["bytes of weights", "model", "format", "perplexity", "dense in as many bytes", "ratio"]),
         _row(["---"] * 6),
