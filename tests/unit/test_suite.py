@@ -397,6 +397,30 @@ def test_tasks_are_those_of_lm_eval(
         run(pair, text, "tasks", tasks=("tinychoice",), include_path=str(task_folder))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_are_lm_evals_own(pair: tuple[Path, Path], text: Path, task_folder: Path, byte_tokenizer: Any) -> None:
+    """Log-likelihoods of the windows, and a task run by lm-eval alone on the same folders."""
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    parts = {"tasks": ("tiny_choices",), "include_path": str(task_folder)}
+    found = run(pair, text, "quality", "tasks", **parts)["parts"]
+    windows = [window[0].tolist() for window in windows_of(text, byte_tokenizer)]
+    for k, (who, folder) in enumerate((("model", pair[0]), ("dense", pair[1]))):
+        alone = HFLM(pretrained=str(folder), dtype="float32", batch_size=2, device="cpu")
+        asked = [(("", ""), window[:1], window[1:]) for window in windows]
+        theirs = [-logs / (LENGTH - 1) for logs, _ in alone._loglikelihood_tokens(asked, disable_tqdm=True)]
+        assert [row[k] for row in found["quality"]["results"]["windows"]] == pytest.approx(theirs, rel=1e-4)
+        manager = TaskManager(include_path=str(task_folder))
+        results = lm_eval.simple_evaluate(model=alone, tasks=["tiny_choices"], task_manager=manager)["results"]
+        ours = found["tasks"]["results"]["tasks"]["tiny_choices"][who]
+        for metric in ("acc", "acc_norm"):
+            assert ours[metric]["value"] == results["tiny_choices"][f"{metric},none"]
+            assert ours[metric]["error"] == pytest.approx(results["tiny_choices"][f"{metric}_stderr,none"])
+
+
 @torch.no_grad()
 def score_of(model: Any, tokenizer: Any, query: str, choice: str) -> float:
     start, ids = len(tokenizer(query)["input_ids"]), torch.tensor([tokenizer(query + choice)["input_ids"]])

@@ -1,15 +1,13 @@
 """What a report says: plain data for the page, made from what was gathered."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
-from ..recipe import Recipe
 from ..suite import parts
 from ..suite.summary import summary
 from . import figures
 from .caveats import caveats
+from .command import as_toml, command
 from .gathering import TRANSFER, Gathered
 from .head_graph import head_graphs
 
@@ -95,11 +93,11 @@ def _section(one: Gathered, drawn: Any) -> Shown:
         "heads": head_graphs(one.pruning, _similarity(one)),
         "samples": _samples(one),
         "slider": None,
-        "command": _command(one.pruning),
+        "command": command(one.pruning),
         "provenance": _provenance(one),
         "notes": one.pruning["notes"],
         "recipe_name": one.pruning["recipe"]["name"],
-        "recipe": json.dumps(one.pruning["recipe"], indent=1),
+        "recipe": as_toml(one.pruning["recipe"]),
     }
 
 
@@ -344,32 +342,6 @@ def _overview(found: Sequence[Gathered]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-_FLAGS = ("allocator", "reconstruction", "ridge", "held_out", "unit", "attention_share", "blocks", "of", "multiple_of")
-
-
-def _command(pruning: Mapping[str, Any]) -> str:
-    """The command that makes this folder, from the resolved recipe."""
-    recipe = pruning["recipe"]
-    words = [f"prunelm prune {pruning['base_model']} OUT --sparsity {recipe['sparsity']:g} --recipe {recipe['name']}"]
-    source = pruning["calibration"]["criterion"].get("source", "")
-    if recipe["calibration"] == "self-generated":
-        words.append("--self-generated")
-    elif source and source != "none needed":
-        words.append(f"--text {source}")
-    try:
-        named = Recipe.load(recipe["name"], sparsity=recipe["sparsity"]).to_dict()
-    except RecipeError:
-        return " ".join(words)
-    for name in (*_FLAGS, "samples", "length", "seed"):
-        if recipe[name] != named[name]:
-            words.append(f"--{name.replace('_', '-')} {recipe[name]}")
-    if recipe["per_block"] != named["per_block"]:
-        words.append("--per-block" if recipe["per_block"] else "--uniform")
-    if recipe["sites"] != named["sites"]:
-        words.append(f"--sites {','.join(recipe['sites'])}")
-    return " ".join(words)
 
 
 def _provenance(one: Gathered) -> list[tuple[str, str]]:

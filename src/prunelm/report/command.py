@@ -1,0 +1,88 @@
+"""The command that makes a folder again, from its resolved recipe, checked to give that very recipe."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import PruneLMError
+from ..recipe import Recipe
+
+FLAGS = {
+    **{name: f"--{name.replace('_', '-')}" for name in ("allocator", "reconstruction", "ridge", "held_out", "unit")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("attention_share", "blocks", "of", "multiple_of", "hidden")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("loss", "samples", "length", "seed", "tensor_parallel")},
+    "targets": "--for",
+    "sites": "--sites",
+}
+"""Fields of a recipe that have an option of `prunelm prune`, with a value."""
+SWITCHES = {"bias": ("--bias", "--no-bias"), "gradient_checkpointing": ("--gradient-checkpointing", "")}
+SAVED = "recipe.toml"
+
+
+def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
+    """The command, and whether it reads a file `recipe.toml` because options cannot say the recipe."""
+    recipe = pruning["recipe"]
+    words = ["prunelm", "prune", shlex.quote(pruning["base_model"]), "OUT"]
+    source = pruning["calibration"]["criterion"].get("source", "")
+    text = ["--self-generated"] if recipe["calibration"] == "self-generated" else []
+    if not text and source and source != "none needed":
+        text = ["--text", shlex.quote(source)]
+    options = _options(recipe)
+    named = ["--sparsity", repr(recipe["sparsity"]), "--recipe"]
+    if options is None:
+        return " ".join([*words, *named, SAVED, *text]), True
+    return " ".join([*words, *named, shlex.quote(recipe["name"]), *text, *options]), False
+
+
+def _options(recipe: Mapping[str, Any]) -> list[str] | None:
+    """Options that turn the recipe of this name into this one; None where there are none."""
+    try:
+        plain = Recipe.load(recipe["name"], sparsity=recipe["sparsity"])
+    except PruneLMError:
+        return None
+    for words, start in _starts(recipe, plain):
+        before = start.to_dict()
+        changes = {name: recipe[name] for name in (*FLAGS, *SWITCHES) if recipe[name] != before[name]}
+        if {**before, **changes} == dict(recipe):
+            return [*words, *_said(changes)]
+    return None
+
+
+def _starts(recipe: Mapping[str, Any], plain: Recipe) -> Iterator[tuple[list[str], Recipe]]:
+    """Recipes to begin with: the named one, with one criterion everywhere, with or without uneven blocks."""
+    fields: dict[str, Any] = {"sparsity": recipe["sparsity"]}
+    scoring, words = recipe["attention"], list[str]()
+    if scoring == recipe["ffn"] and list(scoring) == ["criterion"] and scoring != plain.to_dict()["attention"]:
+        fields |= {"criterion": scoring["criterion"]}
+        words += ["--criterion", scoring["criterion"]]
+    for more, extra in ((list[str](), {}), (["--per-block"], {"per_block": True})):
+        try:
+            start = Recipe.load(recipe["name"], **fields, **extra)
+            yield [*words, *more], start
+            yield [*words, *more, "--uniform"], start.evened()
+        except PruneLMError:
+            continue
+
+
+def _said(changes: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in changes.items():
+        if name in SWITCHES:
+            yield SWITCHES[name][0 if value else 1]
+        else:
+            yield FLAGS[name]
+            yield ",".join(value) if isinstance(value, list | tuple) else str(value)
+
+
+def as_toml(recipe: Mapping[str, Any]) -> str:
+    """A resolved recipe as a file that `--recipe` reads."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.items() if _plain(value) and name != "name"]
+    for name, table in recipe.items():
+        if isinstance(table, Mapping):
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if _plain(value)]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, Mapping)
