@@ -75,12 +75,12 @@ def _block(
     removed, price = [], []
     for k in range(size):
         cost = torch.where(keep, energy.clamp_min(0) / pivot, torch.inf)
-        # The place stays a tensor: a GPU is never waited for within a block.
+        # The place stays a tensor, so that a GPU is never waited for; both are symmetric, and rows lie together.
         least, at = cost.min(0, keepdim=True)
         c, a = columns[:, :k], tails[:, :k]
         own, other = c.index_select(0, at)[0], a.index_select(0, at)[0]
-        h = inverse.index_select(1, at)[:, 0] - c @ (pivots[:k] * own)
-        s = cross.index_select(1, at)[:, 0] - a @ own - c @ other
+        h = inverse.index_select(0, at)[0] - c @ (pivots[:k] * own)
+        s = cross.index_select(0, at)[0] - a @ own - c @ other
         pivots[k : k + 1] = h.index_select(0, at)
         columns[:, k] = h / pivots[k]
         tails[:, k] = s - columns[:, k] * (s.index_select(0, at) / 2)
