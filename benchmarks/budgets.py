@@ -15,7 +15,7 @@ from typing import Any
 
 from prunelm.cli import main as command
 from prunelm.demo import model_file
-from prunelm.gguf_export import export
+from prunelm.exporting import export
 from prunelm.layer_times import ratio_in_turns
 from prunelm.limits import Speedup, limit_of
 from prunelm.loading import find_model, load_model

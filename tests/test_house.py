@@ -11,7 +11,7 @@ import prunelm
 SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "progress", "tasks", "overlap", "intervals", "noising"},
+    {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising"},
     {"registry", "policy", "locking", "gguf_header", "forms", "distributed"},
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
@@ -47,6 +47,8 @@ LAYERS = [
     {"pruning", "matching", "gguf_export", "outline"},
     {"checkpoint", "family", "testing"},
     {"calibration", "finalizing", "footprint"},
+    {"padding", "decilm_export", "onnx_export"},
+    {"exporting"},
     {"suite", "sizing", "perplexity_limit", "layer_times", "quantizing"},
     {"speed_limit"},
     {"sized_pruning"},

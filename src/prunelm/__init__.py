@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from .data import read_documents as read_documents
     from .data import sample_batches as sample_batches
     from .errors import PruneLMError as PruneLMError
+    from .exporting import export as export
     from .finalizing import finalize as finalize
-    from .gguf_export import export as export
     from .limits import limit_of as limit_of
     from .loading import load as load
     from .planning import plan as plan
@@ -40,7 +40,7 @@ _HOME = {
     "calibrate": "workflow",
     "compare": "workflow",
     "evaluate": "workflow",
-    "export": "gguf_export",
+    "export": "exporting",
     "finalize": "finalizing",
     "find_sites": "sites",
     "inspect": "workflow",

@@ -71,7 +71,7 @@ def save(
             facts["notes"] = list(dict.fromkeys([*facts["notes"], *_said_of(model, report, config, zeros)]))
         _write_weights(model, config, folder, zeros, pressing)
         _write_config(model, report, config, folder)
-        _copy_tokenizer(source, tokenizer, folder)
+        copy_tokenizer(source, tokenizer, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if report.curves.get("sites"):
             (folder / CURVES).write_text(json.dumps(report.curves) + "\n", encoding="utf-8")
@@ -131,7 +131,7 @@ def _stock_config(model: PreTrainedModel, report: Report) -> tuple[PreTrainedCon
         config = stock_config(model.config, {}, readers_of(report.recipe.targets))
     if config is None:
         return None, {}
-    config.architectures = [_class_for(model, config)]
+    config.architectures = [class_for(model, config)]
     with torch.device("meta"):
         skeleton = getattr(transformers, config.architectures[0])(config)
     own = {name: p.shape for name, p in model.named_parameters()}
@@ -157,7 +157,8 @@ def _said_of(
         )
 
 
-def _class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
+def class_for(model: PreTrainedModel, config: PreTrainedConfig) -> str:
+    """The name of the model's class in the words of another config."""
     old, new = (type(c).__name__.removesuffix("Config") for c in (model.config, config))
     return type(model).__name__.replace(old, new, 1)
 
@@ -183,7 +184,7 @@ def _write_weights(
 def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConfig | None, folder: Path) -> None:
     """Complete config.json with every key that some reader needs, in the forms old and new readers know."""
     raw = read_json(folder / "config.json")
-    raw["architectures"] = [_class_for(model, config or model.config)]
+    raw["architectures"] = [class_for(model, config or model.config)]
     raw.pop("_name_or_path", None)
     raw["torch_dtype"] = raw["dtype"] = str(model.dtype).removeprefix("torch.")
     raw |= legacy_rope(raw, architecture_of(model.config).legacy_rope)
@@ -228,7 +229,8 @@ def per_layer_config(model: PreTrainedModel, unit: str = "group") -> dict[str, d
     return layers
 
 
-def _copy_tokenizer(source: Source | None, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+def copy_tokenizer(source: Source | None, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Put the tokenizer files of the source into a folder, or else the tokenizer."""
     copied = False
     if source is not None and source.gguf is None:
         for name in TOKENIZER_FILES:

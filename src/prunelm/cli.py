@@ -746,24 +746,29 @@ def demo(
 @app.command()
 def export(
     model: Model,
-    out_file: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.")],
-    type_: Annotated[str, typer.Option("--type", help="Of the matrices: f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File that ends in .gguf, or folder, to write.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="gguf, nemotron-nas, onnx or padded; by default by OUT's ending.")
+    ] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Of the matrices in a .gguf file: f32, f16, bf16, q8_0 or q4_0.")
+    ] = None,
     parent: Annotated[
         Path | None, typer.Option(help="The dense model's .gguf file, for its vocabulary and metadata.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write MODEL as one GGUF file for llama.cpp, whatever its widths."""
-    from .gguf_export import export as run
+    """Write MODEL for another program: llama.cpp (.gguf), vLLM's DeciLM, ONNX, or padded with zeros for any."""
+    from .exporting import export as run
 
     with _quiet():
-        found = run(model, out_file, type=type_, parent=parent, force=force)
+        found = run(model, out_path, format=format_, type=type_, parent=parent, force=force)
     _notes(found.notes)
     if as_json:
         _print_json({**vars(found), "path": str(found.path)})
         return
-    out.print(f"{out_file}: {found.architecture}, {found.type}, {found.bytes:,} bytes, every value read back")
+    out.print(f"{out_path}: {found.architecture}, {found.type}, {found.bytes:,} bytes, {found.proof}")
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """Write a model as one GGUF file, whatever its widths, where some architecture of llama.cpp can hold them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -12,29 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError, UnsupportedModelError
+from .exported import Exported
 from .gguf_vocabulary import add_vocabulary
 from .loading import check_gguf, find_model, load_model, skeleton
 from .registry import did_you_mean
 from .sites import GgufForm, architecture_of, find_sites, gone_sites
 from .storage import BLOCK, WRITTEN, written_type
-from .writing import check_file, new_file, writes
+from .writing import check_file, new_file
 
 _KEPT_FINER = ("token_embd.weight", "output.weight")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """What was written: the file, llama.cpp's name of the architecture, bytes, and what the user should know."""
-
-    path: Path
-    architecture: str
-    type: str
-    bytes: int
-    notes: list[str]
-
-
-@writes
-def export(
+def export_gguf(
     model: str | Path, out: str | Path, *, type: str = "f16", parent: str | Path | None = None, force: bool = False
 ) -> Exported:
     """Write a model as a .gguf file, every value of which is read back before this returns.
@@ -90,6 +78,7 @@ def export(
         path=out,
         architecture=form.name,
         type=type,
+        proof="every value read back",
         bytes=out.stat().st_size,
         notes=[*notes, *_odd_rows(tensors, types, WRITTEN[type])],
     )

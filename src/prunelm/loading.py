@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .forms import check_form
 from .hidden import built_width, narrow_hidden_
 from .per_block import stock_names
 from .placement import CPU, find_device, placed
-from .sites import SiteSpec, find_sites, gone_sites, narrow_
+from .sites import Site, SiteSpec, find_sites, gone_sites, narrow_
 
 FORMAT = 1
 PLAN_FILE = "pruning.json"
@@ -379,8 +379,15 @@ def _sizes(spec: SiteSpec) -> tuple[str, ...]:
     return ("units",) if spec.probabilities is None else ("kv_heads", "queries")
 
 
-def narrow_to_(model: PreTrainedModel, wanted: Mapping[str, Mapping[str, int]]) -> None:
-    """Narrow a dense model to some widths, keeping whichever units; the right weights are read afterwards."""
+def narrow_to_(
+    model: PreTrainedModel,
+    wanted: Mapping[str, Mapping[str, int]],
+    before: Callable[[Site, torch.Tensor], None] = lambda _site, _kept: None,
+) -> None:
+    """Narrow a dense model to some widths, keeping whichever units; the right weights are read afterwards.
+
+    `before` is called with each site and the units that it will keep, before it is narrowed.
+    """
     hidden = wanted.get("hidden", {}).get("units")
     if hidden is not None and hidden < model.config.hidden_size:
         narrow_hidden_(model, torch.arange(hidden, device="cpu"))
@@ -391,7 +398,9 @@ def narrow_to_(model: PreTrainedModel, wanted: Mapping[str, Mapping[str, int]]) 
                 continue
             kept = next((wanted[key][name] for name in names if key in wanted and name in wanted[key]), site.n_units)
             if kept < site.n_units:
-                narrow_(site, _evenly(site.n_units, kept, site.strata))
+                units = _evenly(site.n_units, kept, site.strata)
+                before(site, units)
+                narrow_(site, units)
 
 
 def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:

@@ -181,7 +181,7 @@ def check_held(
         same = list(group)
         near = sorted((k for k in range(same[0].n_units + 1) if accepted(same[0], k)), key=lambda k: abs(k - width))
         instead = f" (nearest that would do: {', '.join(map(str, sorted(near[:2])))})" if near else ""
-        said.append(f"{name} of {_blocks([s.block for s in same])} keeps {width}{instead}")
+        said.append(f"{name} of {blocks_in_words([s.block for s in same])} keeps {width}{instead}")
     raise BudgetError(f"{who} cannot hold this plan: {'; '.join(said)}")
 
 
@@ -189,7 +189,7 @@ def _order(kept: Callable[[Site], int]) -> Callable[[Site], tuple[str, int, int]
     return lambda site: (site.name, kept(site), site.block)
 
 
-def _blocks(numbers: Sequence[int]) -> str:
+def blocks_in_words(numbers: Sequence[int]) -> str:
     """Block numbers, runs of them shortened."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
