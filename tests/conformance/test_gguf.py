@@ -248,7 +248,7 @@ def test_a_dense_gguf_file_is_written_again(tmp_path):
         ({"type": "q4_k_m"}, r"got 'q4_k_m'\. Did you mean 'q4_0'\? llama-quantize"),
         ({"parent": "nowhere.gguf"}, r"there is no file 'nowhere\.gguf'"),
         ({"out": "missing/out.gguf"}, r"the folder .*missing does not exist"),
-        ({"out": "."}, r"is a folder: name a file"),
+        ({"out": "."}, r"A name that ends in \.gguf says gguf"),
     ],
 )
 def test_bad_input(written, tmp_path, monkeypatch, arguments, says):

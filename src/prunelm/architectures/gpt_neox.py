@@ -26,7 +26,7 @@ architecture(
             ),
         ),
         readers={
-            "vllm": Reader(sites=("ffn",), uneven_when=None),
+            "vllm": Reader(sites=("ffn",)),
             "llama.cpp": Reader(sites=("ffn",), uneven_when=None),
         },
         legacy_rope={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},

@@ -30,7 +30,7 @@ architecture(
                 config_fields={"ffn_dim": "units"},
             ),
         ),
-        readers={"vllm": Reader(sites=("ffn",), uneven_when=None)},
+        readers={"vllm": Reader(sites=("ffn",))},
         hidden_fields=("hidden_size", "word_embed_proj_dim"),
     ),
     __name__,
