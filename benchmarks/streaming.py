@@ -169,6 +169,11 @@ def _build(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE, num_hidden_layers=BLOCKS, vocab_size=512, max_position_embeddings=LENGTH)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="200MB")
+    save_byte_tokenizer(folder)
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer of bytes, which reads any text."""
     names = ["<pad>", "<bos>", "<eos>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

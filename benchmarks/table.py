@@ -7,6 +7,7 @@ from typing import Any
 
 from prunelm.quantizing import at_equal_bytes
 
+from .faults import KILL
 from .fuzz import FIXED
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
 from .record import read
@@ -43,6 +44,7 @@ def write() -> None:
         *_overhead(read("overhead")),
         *_streaming(read("streaming")),
         *_processes(read("processes")),
+        *_faults(read("faults")),
         *_fuzz(read("fuzz")),
     ]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
@@ -498,16 +500,46 @@ def _processes(entries: Mapping[str, Any]) -> list[str]:
         "## Several processes",
         "",
         "`python -m benchmarks processes`: two gloo processes with one thread each against one with one thread, taking "
-        "turns; seconds of the pruning alone, medians of three.",
+        "turns; seconds of the pruning alone, medians of three. In computing time: of one process to that of the "
+        "busier of two, whatever else the machine did.",
         "",
-        _row(["", "calibration tokens", "one process, s", "two processes, s", "speedup"]),
-        _row(["---"] * 5),
+        _row(["", "calibration tokens", "one process, s", "two processes, s", "speedup", "in computing time"]),
+        _row(["---"] * 6),
     ]
     for name, found in entries.items():
         one, two = (f"{sorted(found[count])[len(found[count]) // 2]:.1f}" for count in ("one", "two"))
-        lines.append(
-            _row([f"{name} (`{found['recipe']}`)", f"{found['tokens']:,}", one, two, f"{found['speedup']:.2f} x"])
-        )
+        ratios = (f"{found[kind]:.2f} x" for kind in ("speedup", "speedup in computing time"))
+        lines.append(_row([f"{name} (`{found['recipe']}`)", f"{found['tokens']:,}", one, two, *ratios]))
+    return [*lines, ""]
+
+
+def _faults(entries: Mapping[str, Any]) -> list[str]:
+    """Runs that were killed and went on, and every other fault with the line that answers it."""
+    kills = {name.removeprefix(KILL): found for name, found in entries.items() if name.startswith(KILL)}
+    if not kills:
+        return []
+    total = sum(found["kills"] for found in kills.values())
+    same = sum(found["identical"] for found in kills.values())
+    orphans = sum(len(found["orphans"]) for found in kills.values())
+    lines = [
+        "## Faults",
+        "",
+        f"`python -m benchmarks faults`: {same} of {total} runs that were killed with SIGKILL at seeded moments, and "
+        f"went on, are byte for byte what an uninterrupted run gives; {orphans} files were left behind.",
+        "",
+        _row(["command", "kills", "went on", "identical", "left behind"]),
+        _row(["---"] * 5),
+    ]
+    for name, found in kills.items():
+        counts = (found["kills"], found["resumed"], found["identical"], len(found["orphans"]))
+        lines.append(_row([name, *map(str, counts)]))
+    lines += ["", _row(["fault", "exit status", "what is said", "lost", "left behind"]), _row(["---"] * 5)]
+    for name, found in entries.items():
+        if name.startswith(KILL):
+            continue
+        said = f"`{found['said']}`" if found["said"] else "nothing: it is made again"
+        lost = "yes" if found["lost"] else "nothing"
+        lines.append(_row([name, str(found["status"]), said, lost, ", ".join(found["left"]) or "nothing"]))
     return [*lines, ""]
 
 

@@ -180,5 +180,6 @@ def _answered() -> Iterator[None]:
             for store in _STORES:
                 if store.check([_REASON]):
                     told = store.get(_REASON).decode()
-        why = told or str(error).strip().splitlines()[0][:160]
+        late = "timed out" in str(error).lower()
+        why = told or ("it did not answer in time" if late else "its connection broke")
         raise ProcessError(f"another process of this run was lost ({why}). Start the run again.") from error
