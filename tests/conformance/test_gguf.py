@@ -1,5 +1,6 @@
 """GGUF files: read back by gguf-py, and run by llama.cpp where llama-cpp-python is installed (slow)."""
 
+import ctypes
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import architecture_of, find_sites, narrow_
 from prunelm.sizing import overhead_bytes
-from prunelm.storage import WRITTEN, stored_after, stored_bytes
+from prunelm.storage import MIXES, WRITTEN, stored_after, stored_bytes
 from prunelm.testing import tiny_model
 
 NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
@@ -358,3 +359,21 @@ def test_bytes_are_foreseen_exactly(written, tmp_path, case, kind):
     tensors = GGUFReader(tmp_path / "out.gguf").tensors
     assert foreseen == sum(int(t.n_bytes) for t in tensors if t.name != "rope_freqs.weight")
     assert (tmp_path / "out.gguf").stat().st_size <= foreseen + overhead_bytes(find_model(folder)) + 160 * len(tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MIXES)
+@pytest.mark.parametrize(("name", "sizes"), [("llama", {}), ("qwen2", {}), ("llama", {"tie_word_embeddings": False})])
+def test_bytes_of_mixed_types_are_those_of_llama_quantize(tmp_path, kind, name, sizes):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    shape = {"hidden_size": 256, "intermediate_size": 544, "num_attention_heads": 8, "num_key_value_heads": 2}
+    model = tiny_model(name, vocab_size=SIZE, num_hidden_layers=16, head_dim=32, **shape, **sizes)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    prunelm.export(tmp_path / "model", tmp_path / "f16.gguf", type="f16")
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype, options.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}"), 1
+    files = (str(tmp_path / file).encode() for file in ("f16.gguf", "out.gguf"))
+    assert llama_cpp.llama_model_quantize(*files, ctypes.byref(options)) == 0
+    found = sum(int(tensor.n_bytes) for tensor in GGUFReader(tmp_path / "out.gguf").tensors)
+    assert stored_bytes(stored_after(model, find_sites(model), {}), kind) == found
