@@ -47,7 +47,7 @@ LAYERS = [
     {"pruning", "matching", "gguf_export", "outline"},
     {"checkpoint", "family", "testing"},
     {"calibration", "finalizing", "footprint"},
-    {"padding", "decilm_export", "onnx_export"},
+    {"padding", "decilm_export", "onnx_export", "torchao_export"},
     {"exporting"},
     {"suite", "sizing", "perplexity_limit", "layer_times", "quantizing"},
     {"speed_limit"},

@@ -748,7 +748,8 @@ def export(
     model: Model,
     out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File that ends in .gguf, or folder, to write.")],
     format_: Annotated[
-        str | None, typer.Option("--format", help="gguf, nemotron-nas, onnx or padded; by default by OUT's ending.")
+        str | None,
+        typer.Option("--format", help="gguf, nemotron-nas, onnx, padded or torchao-int8; else by OUT's ending."),
     ] = None,
     type_: Annotated[
         str | None, typer.Option("--type", help="Of the matrices in a .gguf file: f32, f16, bf16, q8_0 or q4_0.")
@@ -759,7 +760,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write MODEL for another program: llama.cpp (.gguf), vLLM's DeciLM, ONNX, or padded with zeros for any."""
+    """Write MODEL for another program: llama.cpp (.gguf), vLLM's DeciLM, ONNX, torchao, or padded with zeros."""
     from .exporting import export as run
 
     with _quiet():

@@ -10,6 +10,7 @@ from .gguf_export import export_gguf
 from .onnx_export import export_onnx
 from .padding import export_padded
 from .registry import did_you_mean
+from .torchao_export import export_torchao
 from .writing import writes
 
 FORMATS = {
@@ -17,6 +18,7 @@ FORMATS = {
     "nemotron-nas": export_decilm,
     "onnx": export_onnx,
     "padded": export_padded,
+    "torchao-int8": export_torchao,
 }
 
 
@@ -36,7 +38,8 @@ def export(
         model: a folder that `prune` wrote, or any model that it accepts.
         out: file (gguf) or folder (all others) to write.
         format: `gguf` for llama.cpp (by default where `out` ends in .gguf), `nemotron-nas` for vLLM's own DeciLM and
-            what reads such folders, `onnx`, or `padded`: zeros up to the widest block, so that stock classes open it.
+            what reads such folders, `onnx`, `padded`: zeros up to the widest block, so that stock classes open it, or
+            `torchao-int8`: int8 weights, for transformers with torchao.
         type: of the matrices of a .gguf file: f32, f16 (by default), bf16, q8_0 or q4_0.
         parent: the dense model's .gguf file, from which a .gguf file takes its vocabulary and metadata.
         force: replace `out` if it exists.

@@ -220,7 +220,10 @@ def test_nothing_to_pad_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"format must be one of gguf, nemotron-nas, onnx, padded, none is given\. A name that ends in \.gguf"),
+        (
+            {},
+            r"one of gguf, nemotron-nas, onnx, padded, torchao-int8, none is given\. A name that ends in \.gguf",
+        ),
         ({"format": "onx"}, r"got 'onx'\. Did you mean 'onnx'\?"),
         ({"format": "padded", "type": "f16"}, r"--type is for \.gguf files"),
     ],
