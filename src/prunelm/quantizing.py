@@ -78,14 +78,14 @@ def quantized_rows(
 
 
 def at_equal_bytes(dense: Sequence[dict[str, Any]], other: dict[str, Any]) -> float | None:
-    """What the dense model has in as many bytes: log perplexity on straight lines over log bytes; None outside of them.
+    """The lowest perplexity that the dense model has in at most as many bytes; None where every format takes more.
 
-    Raises:
-        KeyError: a row has no value.
+    Between two neighboring formats its logarithm is on straight lines over log bytes.
     """
     points = sorted((row["bytes"], row["value"]) for row in dense)
+    found = [value for size, value in points if size <= other["bytes"]]
     for (less, small), (more, large) in pairwise(points):
         if less <= other["bytes"] <= more:
             share = math.log(other["bytes"] / less) / math.log(more / less) if more > less else 0.0
-            return math.exp((1 - share) * math.log(small) + share * math.log(large))
-    return None
+            found.append(math.exp((1 - share) * math.log(small) + share * math.log(large)))
+    return min(found, default=None)

@@ -28,6 +28,8 @@ def test_dense_at_equal_bytes_lies_between_its_formats():
     assert at_equal_bytes(dense, {"bytes": 200}) == pytest.approx(8.0)
     assert at_equal_bytes(dense, {"bytes": 100}) == pytest.approx(16.0)
     assert at_equal_bytes(dense, {"bytes": 99}) is None
+    assert at_equal_bytes(dense, {"bytes": 1000}) == pytest.approx(4.0)
+    assert at_equal_bytes([*dense, {"bytes": 300, "value": 90.0}], {"bytes": 300}) == pytest.approx(16.0)
     facts = {"metric": "perplexity", "error": 0.1}
     rows = [
         {"model": "d", "quantized": [{"format": "a", **facts, **row} for row in dense]},
