@@ -58,3 +58,14 @@ def test_the_command_resolves_to_the_recipe(name: str, tmp_path: Path, monkeypat
             assert {**found, "name": ""} == {**data, "name": ""}, line
             tried += 1
     assert tried >= 5
+
+
+def test_a_recipe_of_an_older_version_and_of_a_newer_one() -> None:
+    data = json.loads(json.dumps(Recipe.load("l2", sparsity=0.3).to_dict()))
+    pruning = {"recipe": data, "base_model": "M", "calibration": {"criterion": {"source": "none needed"}}}
+    said = ("prunelm prune M OUT --sparsity 0.3 --recipe l2", False)
+    assert command(pruning) == said
+    del data["tensor_parallel"], data["exchanges"]
+    assert command(pruning) == said
+    data["not_known_yet"] = 1
+    assert command(pruning) == ("prunelm prune M OUT --sparsity 0.3 --recipe recipe.toml", True)

@@ -22,7 +22,7 @@ SAVED = "recipe.toml"
 
 def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
     """The command, and whether it reads a file `recipe.toml` because options cannot say the recipe."""
-    recipe = pruning["recipe"]
+    recipe = {**Recipe().to_dict(), **pruning["recipe"]}  # an older version may not have known every field
     words = ["prunelm", "prune", shlex.quote(pruning["base_model"]), "OUT"]
     source = pruning["calibration"]["criterion"].get("source", "")
     text = ["--self-generated"] if recipe["calibration"] == "self-generated" else []

@@ -29,12 +29,13 @@ def head_graphs(pruning: Mapping[str, Any], similarity: Mapping[str, Sequence[fl
         graphs.append(
             {
                 "block": int(key.split(".")[0]),
+                "tau": tau,
                 "nodes": [{"x": x, "y": y, "head": k, "kept": k in kept} for k, (x, y) in enumerate(places)],
                 "edges": [
                     {
                         "from": places[i],
                         "to": places[j],
-                        "width": round(0.6 + 2.4 * (1 - d / tau), 2),
+                        "width": round(1.2 + 2.4 * (1 - d / tau), 2),
                         "said": f"heads {i} and {j}: {d:.3f} nats",
                     }
                     for i, j, d in alike
