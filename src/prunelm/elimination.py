@@ -34,7 +34,8 @@ def eliminate(
     cross = weight.T @ weight
     if units.shape[1] == 1 and strata == 1:
         order = units[:, 0]
-        own = [cross, inverse] if bool((order.diff() == 1).all()) else [m[order][:, order] for m in (cross, inverse)]
+        in_place = len(order) == len(cross) and bool((order.diff() == 1).all())
+        own = [cross, inverse] if in_place else [m[order][:, order] for m in (cross, inverse)]
         del cross, inverse
         return _channels(own)
     return _groups(cross, inverse, units, strata)
