@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from .checkpoint import copy_tokenizer
 from .errors import CheckpointError, UnsupportedModelError
 from .exported import Exported, bytes_of
-from .loading import find_model, load_model, load_tokenizer
+from .loading import find_model, load_model, load_tokenizer, skeleton
 from .stream import prediction
 from .verify import TOLERANCE, proof_inputs
 from .writing import new_folder
@@ -39,12 +39,13 @@ def export_onnx(model: str | Path, out: str | Path, *, force: bool = False) -> E
     Raises:
         CheckpointError: a package is missing, or onnxruntime computes something else.
         OutputError: it cannot be written.
-        UnsupportedModelError: the exporter cannot trace the model.
+        UnsupportedModelError: the exporter cannot trace the model, or its attention has a sliding window.
     """
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         raise CheckpointError(f"ONNX needs {', '.join(absent)}: pip install 'prunelm[onnx]'.")
     source = find_model(model, device="cpu")
+    _refuse_window(skeleton(source), source.name)
     loaded = load_model(source).eval()
     need = sum(p.numel() * p.element_size() for p in loaded.parameters())
     with new_folder(out, force=force, need_bytes=need * (2 if loaded.can_generate() else 1)) as folder:
@@ -62,6 +63,16 @@ def export_onnx(model: str | Path, out: str | Path, *, force: bool = False) -> E
         proof=f"run in onnxruntime, largest difference {gap:.1e}",
         notes=[],
     )
+
+
+def _refuse_window(model: PreTrainedModel, name: str) -> None:
+    """Raise where the cache is a sliding window, which the exporter's decode graph does not carry on by itself."""
+    window = getattr(model.config, "sliding_window", None)
+    if model.can_generate() and window:
+        raise UnsupportedModelError(
+            f"{name}: its attention looks back {window} tokens only, and the ONNX exporter of transformers has no such "
+            "cache. For shorter texts, set sliding_window to null in its config.json where the family allows that."
+        )
 
 
 def _trace(model: PreTrainedModel, name: str) -> Any:

@@ -247,7 +247,8 @@ def test_the_command(cli, per_block, tmp_path):
 def test_onnxruntime_computes_the_same(tmp_path, family):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = written(tmp_path / "model", family, {"0.attention": 1, "1.attention": 2, "2.ffn": 9})
+    options = {"sliding_window": None} if family == "mistral" else {}
+    model = written(tmp_path / "model", family, {"0.attention": 1, "1.attention": 2, "2.ffn": 9}, **options)
     found = prunelm.export(tmp_path / "model", tmp_path / "out", format="onnx")
     assert "run in onnxruntime, largest difference" in found.proof
     names = {file.name for file in (tmp_path / "out").glob("*.onnx")}
@@ -256,6 +257,13 @@ def test_onnxruntime_computes_the_same(tmp_path, family):
         length = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
         tokens = model.generate(**FED, attention_mask=torch.ones_like(FED["input_ids"]), **length)
         assert greedy(tmp_path / "out", FED["input_ids"]) == tokens[0, 12:].tolist()
+
+
+def test_a_sliding_window_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    tiny_model("mistral", sliding_window=8).save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"looks back 8 tokens only"):
+        prunelm.export(tmp_path / "model", tmp_path / "out", format="onnx")
 
 
 def greedy(folder, ids):
