@@ -46,7 +46,8 @@ class Reading:
 
     def fisher_batches(self, recipe: Recipe) -> list[Batch]:
         """The batches that Fisher matrices are taken from: whole ones up to the recipe's tokens."""
-        return [self.whole[b] for b in _up_to(self.whole, range(len(self.fitted.batches)), recipe.fisher_tokens)]
+        places = range(min(len(self.fitted.batches), len(self.whole)))
+        return [self.whole[b] for b in _up_to(self.whole, places, recipe.fisher_tokens)]
 
     def priced(self, recipe: Recipe) -> list[int]:
         """This process's batches that prices are measured on: held-out ones up to the recipe's tokens, repeating ones.
