@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prunelm.data import Batches
 from prunelm.errors import BudgetError, CalibrationError, DataError, RecipeError
 from prunelm.job import prepare_
-from prunelm.journal import Journal
+from prunelm.journal import Journal, read_journal
 from prunelm.losses import Objective, objective
 from prunelm.masking import masking
 from prunelm.plan import Budget, prunable
@@ -229,7 +229,7 @@ def test_a_search_that_diverges_names_the_step_and_keeps_the_last_good_state(tmp
     arguments = (model, job, metric, policy)
     found = search(*arguments, _failing(2 * 17), held, seed=0, journal=Journal(path, {}))
     assert any("diverged at step 17 of 40" in note for note in found.notes)
-    last = json.loads(path.read_text().splitlines()[-1])
+    last = read_journal(path)[-1]
     assert last["diverged"] == 17
     assert all(0 <= s <= 1 for s in last["s"])
     with pytest.raises(CalibrationError, match="step 0 of the search"):
