@@ -295,10 +295,10 @@ def test_a_folder_that_computes_something_else_is_not_kept(tmp_path, monkeypatch
     report = prune_(model, NO_TEXT, Recipe.load("l2", sparsity=0.3, multiple_of=1))
     honest = checkpoint._write_weights
 
-    def spoiled(model, config, folder):
+    def spoiled(model, config, folder, *further):
         weight = model.model.layers[0].mlp.down_proj.weight
         weight.data += 1.0
-        honest(model, config, folder)
+        honest(model, config, folder, *further)
         weight.data -= 1.0
 
     monkeypatch.setattr(checkpoint, "_write_weights", spoiled)

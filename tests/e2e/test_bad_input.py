@@ -954,8 +954,13 @@ def test_interrupted(
         command += ["--recipe", "l1", "--force"]
     before = {path: what for path, what in tree(tmp_path).items() if path != heard.name}
     with heard.open("w") as stderr:
+        # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
         process = subprocess.Popen(
-            [sys.executable, "-m", "prunelm", *map(str, command)], stdout=subprocess.PIPE, stderr=stderr, text=True
+            [sys.executable, "-m", "prunelm", *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
         )
         try:
             # The recipe is said once everything is imported; the partial folder stands while the result is proven.

@@ -49,7 +49,7 @@ def test_speed_is_of_a_prompt_or_of_single_tokens():
         ({"params": "many"}, "--params must be a number of parameters, as in 1.0B"),
         ({"params": "-3"}, "--params must be"),
         ({"params": "0"}, "--params must be"),
-        ({"fit": "8GB@q5+8k"}, r"unknown format 'q5'. Did you mean 'q5_k_m'\? Known: f32, f16"),
+        ({"fit": "8GB@q5+8k"}, r"unknown format 'q5'. Did you mean 'q5_1'\? Known: f32, f16"),
         ({"fit": "big"}, "--fit must be a size, a format and a context, as in 8GB@q4_k_m"),
         ({"fit": "8GB@q8_0+many"}, "--fit must be"),
         ({"max_ppl": "5%"}, r"--max-ppl must be a share above .* as in \+5%"),

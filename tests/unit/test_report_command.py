@@ -32,7 +32,7 @@ def asked_for(line: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[
 
     monkeypatch.chdir(folder)
     said = io.StringIO()
-    monkeypatch.setattr(cli.err, "file", said)
+    monkeypatch.setattr(cli.err, "_file", said)  # `file` would be put back as the stream of that moment
     with contextlib.suppress(PruneLMError):
         cli.app(shlex.split(line)[1:], prog_name="prunelm", standalone_mode=False)
     found = next(text for text in said.getvalue().splitlines() if text.startswith("recipe: "))
