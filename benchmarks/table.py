@@ -112,9 +112,8 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
         cells = []
         for entry in found:
             for t in texts:
-                value = entry["evaluation"][t]["value"] if entry else None
-                error = math.log(value / dense[t]["value"]) if value else 0
-                cells.append(f"{value:.2f} ({error:.3f})" if value else "not run")
+                said = f"{entry['evaluation'][t]['value']:.2f} ({_excess(entry, dense, t):.3f})" if entry else "not run"
+                cells.append(said)
         seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
         lines.append(_row([recipe, *cells, *seconds]))
     return [*lines, ""]

@@ -78,19 +78,22 @@ def reader_for(config: PreTrainedConfig, name: str) -> Reader:
 
 def unread_sites(config: PreTrainedConfig, readers: Collection[str]) -> dict[str, str]:
     """The kinds of site whose widths some program takes from elsewhere than the config, with that program."""
-    found: dict[str, str] = {}
-    for name in readers:
-        own = reader_for(config, name)
-        found |= {spec.name: name for spec in architecture_of(config).sites if spec.name not in own.sites}
-    return found
+    return _lacking(config, readers, lambda reader: reader.sites)
 
 
 def unbiased_sites(config: PreTrainedConfig, readers: Collection[str]) -> dict[str, str]:
     """The kinds of site for whose biases some program has no room, with that program."""
+    return _lacking(config, readers, lambda reader: reader.biases)
+
+
+def _lacking(
+    config: PreTrainedConfig, readers: Collection[str], has: Callable[[Reader], Collection[str]]
+) -> dict[str, str]:
+    """The kinds of site that are not among what some program has, with that program."""
     found: dict[str, str] = {}
     for name in readers:
-        own = reader_for(config, name)
-        found |= {spec.name: name for spec in architecture_of(config).sites if spec.name not in own.biases}
+        own = has(reader_for(config, name))
+        found |= {spec.name: name for spec in architecture_of(config).sites if spec.name not in own}
     return found
 
 
