@@ -552,7 +552,9 @@ def _fuzz(entries: Mapping[str, Any]) -> list[str]:
         "`python -m benchmarks fuzz`: whole files with small edits (JSON values replaced, taken away, added, nested; "
         "bits flipped, bytes put in, numbers overwritten, cut short), or bytes that are nothing at all, made by "
         "hypothesis from a fixed seed. Refused means one line that says why. Memory is what Python allocates beyond "
-        f"twice the file, {FIXED / 2**20:g} MiB of which are allowed as the reader's own.",
+        f"twice the file, {FIXED / 2**20:g} MiB of which are allowed as the reader's own. A file that takes more is "
+        "read again: what it does not need twice is the interpreter's (a table that grows, a late import), "
+        f"{sum(len(found.get('once', ())) for found in entries.values())} times here.",
         "",
         _row(["kind", "files", "refused", "crashes", "hangs", "too much memory", "most memory, kB", "longest, s"]),
         _row(["---"] * 8),

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .errors import BudgetError, CheckpointError, PruneLMError
+from .forms import check_form
 from .job import Job, first_channels_, prepare_
 from .plan import Counts, Decided
 from .recipe import Recipe
@@ -22,6 +23,7 @@ from .writing import write_whole
 FORMAT = 1
 FIELDS = ("format", "model", "recipe", "asked", "sites")
 SITE_FIELDS = ("units", "cost", "keep", "kept")
+_MODEL = {"family": str, "weights": {str: str}}
 
 
 def write_plan(path: str | Path, job: Job, recipe: Recipe, model: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -55,6 +57,8 @@ class PlanFile:
             self._say("format", f"format {self.data.get('format')!r} is not known here, this version reads {FORMAT}")
         self.sites = self._section("sites")
         self.recipe = self._recipe()
+        if not isinstance(self.data.get("asked", {}), dict):
+            self._say("asked", "'asked' must be an object")
 
     def _read(self) -> str:
         try:
@@ -122,9 +126,13 @@ class PlanFile:
         Raises:
             CheckpointError: says what differs.
         """
-        made = self.data.get("model")
-        if not isinstance(made, dict) or not isinstance(made.get("weights"), dict):
-            raise CheckpointError(f"{self.path}: it does not say which model it is for. Make it again: prunelm plan.")
+        made: Any = self.data.get("model")
+        try:
+            check_form(made, _MODEL, self.path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.path}: it does not say which model it is for. Make it again: prunelm plan."
+            ) from error
         if made.get("family") != fingerprint["family"]:
             raise CheckpointError(
                 f"{self.path}: made for a {made.get('family')} model, but this one is {fingerprint['family']}."

@@ -120,6 +120,8 @@ def test_every_line_that_cannot_be_used_is_named(
         ([(r'"sites": {', '"sites": [')], "is not valid JSON"),
         ([(r'\n "sites"', '\n "site"')], r"line \d+: unknown field 'site'. Did you mean 'sites'"),
         ([(r"[0-9a-f]{64}", "0" * 64)], "made for other weights"),
+        ([(r'"[0-9a-f]{64}"', "{}")], "does not say which model it is for. Make it again"),
+        ([(r'\n "sites"', '\n "asked": null,\n "sites"')], "'asked' must be an object"),
     ],
 )
 def test_nonsense_in_a_plan(

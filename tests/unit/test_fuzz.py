@@ -20,6 +20,7 @@ NAMES = (
     "calibration.json",
     ".txt",
     ".jsonl",
+    "plan.json",
     "recipe.toml",
     "journal",
     "task.json",
@@ -40,6 +41,21 @@ def test_damaged_files_are_read_or_refused(name: str, kinds: dict[str, fuzz.Kind
     assert found.crashes == []
     assert found.hangs == 0
     assert found.too_much_memory == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_memory_is_the_files_own_where_it_is_needed_twice(times: int) -> None:
+    left = [bytearray] * times
+
+    def greedy(_raw: bytes) -> None:
+        if left:
+            left.pop()(2 * fuzz.FIXED)
+
+    found = fuzz.Found()
+    fuzz.attempt(greedy, b"file", found)
+    assert found.files == 1
+    assert len(found.once) == (times == 1)
+    assert len(found.too_much_memory) == (times == 2)
 
 
 @pytest.mark.parametrize("place", [8, 16], ids=["tensors", "fields"])
