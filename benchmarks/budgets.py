@@ -24,7 +24,7 @@ from prunelm.quantizing import quantized_rows
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
 from prunelm.storage import cache_bytes_of
-from prunelm.workflow import evaluate
+from prunelm.workflow.evaluating import evaluate
 
 from .quality import C4, c4_part, dequantized, pruned_by, written
 from .record import measure, needed

@@ -22,7 +22,7 @@ from prunelm.journal import Journal
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
-from prunelm.workflow import calibration_batches
+from prunelm.workflow.texts import calibration_batches
 
 from .record import DATA, device, measure, needed, one_at_a_time, shared_folder
 

@@ -197,7 +197,7 @@ def _child(words: list[str]) -> None:
 
         streamed_logits(Path(words[1]), proof_inputs(512, PROOF_TOKENS))
     elif words[0] == "libraries":
-        import prunelm.workflow  # noqa: F401
+        import prunelm.workflow.one_size  # noqa: F401
     else:
         from prunelm.cli import main as command
 

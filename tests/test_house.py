@@ -55,6 +55,7 @@ LAYERS = [
     {"workflow"},
     {"text_matrix", "report", "planning", "resuming"},
     {"demo"},
+    {"commands"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -25,34 +25,34 @@ if TYPE_CHECKING:
     from .sites import narrow_ as narrow_
     from .suite.measuring import measure as measure
     from .text_matrix import transfer as transfer
-    from .workflow import calibrate as calibrate
-    from .workflow import compare as compare
-    from .workflow import evaluate as evaluate
-    from .workflow import inspect as inspect
-    from .workflow import prune as prune
-    from .workflow import prune_sizes as prune_sizes
-    from .workflow import repair as repair
+    from .workflow.calibrating import calibrate as calibrate
+    from .workflow.comparing import compare as compare
+    from .workflow.evaluating import evaluate as evaluate
+    from .workflow.inspecting import inspect as inspect
+    from .workflow.one_size import prune as prune
+    from .workflow.repairing import repair as repair
+    from .workflow.several_sizes import prune_sizes as prune_sizes
 
 _HOME = {
     "PruneLMError": "errors",
     "Recipe": "recipe",
     "Report": "pruning",
-    "calibrate": "workflow",
-    "compare": "workflow",
-    "evaluate": "workflow",
+    "calibrate": "workflow.calibrating",
+    "compare": "workflow.comparing",
+    "evaluate": "workflow.evaluating",
     "export": "exporting",
     "finalize": "finalizing",
     "find_sites": "sites",
-    "inspect": "workflow",
+    "inspect": "workflow.inspecting",
     "limit_of": "limits",
     "load": "loading",
     "measure": "suite.measuring",
     "narrow_": "sites",
     "plan": "planning",
-    "prune": "workflow",
+    "prune": "workflow.one_size",
     "prune_": "pruning",
-    "prune_sizes": "workflow",
-    "repair": "workflow",
+    "prune_sizes": "workflow.several_sizes",
+    "repair": "workflow.repairing",
     "resume": "resuming",
     "read_documents": "data",
     "sample_batches": "data",

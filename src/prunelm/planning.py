@@ -15,7 +15,9 @@ from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
-from .workflow import DEFAULT_RECIPE, planned, read_batches
+from .workflow import DEFAULT_RECIPE
+from .workflow.inspecting import planned
+from .workflow.texts import read_batches
 from .writing import check_file, writes
 
 

@@ -11,7 +11,9 @@ from .pruning import Report
 from .recipe import Recipe
 from .streaming import Tell, tell_nobody
 from .workbench import forget, unfinished
-from .workflow import calibrate, prune, prune_sizes
+from .workflow.calibrating import calibrate
+from .workflow.one_size import prune
+from .workflow.several_sizes import prune_sizes
 
 
 def resume(

@@ -22,7 +22,7 @@ from .results import write_results
 from .scoring import score_windows
 from .suite.quality import perplexities
 from .tasks import task_of
-from .workflow import calibration_batches
+from .workflow.texts import calibration_batches
 from .writing import check_target, writes
 
 FORMAT = 1

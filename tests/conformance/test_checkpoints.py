@@ -23,7 +23,7 @@ from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites, narrow_
 from prunelm.testing import TINY, outputs, tiny_model
-from prunelm.workflow import prune
+from prunelm.workflow.one_size import prune
 
 NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
 SOME_TEXT = Batches(batches=[{"input_ids": torch.arange(5, 53).view(4, 12)}], facts={"tokens": 48, "sequences": 4})

@@ -15,7 +15,7 @@ from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.report import write_report
 from prunelm.report.caveats import caveats
 from prunelm.suite import Setting
-from prunelm.workflow import calibration_batches
+from prunelm.workflow.texts import calibration_batches
 
 _NUMBER = re.compile(r"[\d.,]+")
 QUICK = Setting(length=32, max_tokens=512, rounds=2, prompts=2, new_tokens=6)

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
+from prunelm import calibrate, prune, prune_sizes, repair
 from prunelm.data import Batches
 from prunelm.evaluation import evaluate
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe, recipe_names
 from prunelm.testing import outputs, tiny_inputs, tiny_model
-from prunelm.workflow import calibrate, prune, prune_sizes, repair
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU of CUDA here")]
 FAMILIES = ("llama", "qwen3", "gemma3_text", "phi3", "gpt2", "opt", "gpt_neox", "bert")

@@ -26,7 +26,8 @@ from prunelm.reconstructions import RECONSTRUCTIONS
 from prunelm.sites import bias_of, find_sites, weight_of
 from prunelm.stream import BlockStream
 from prunelm.testing import TINY, check_hidden, outputs, tiny_inputs, tiny_model
-from prunelm.workflow import calibrate, prune_sizes
+from prunelm.workflow.calibrating import calibrate
+from prunelm.workflow.several_sizes import prune_sizes
 
 STOCK = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 CASES = [(name, "per-block") for name in sorted(TINY)] + [(name, "uniform") for name in STOCK]

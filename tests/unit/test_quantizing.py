@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunelm.cli import quantized_table
+from prunelm.commands.compare import quantized_table
 from prunelm.errors import BudgetError
 from prunelm.quantizing import at_equal_bytes, check_formats, rounded_to
 from prunelm.storage import PLAIN

@@ -1,0 +1,80 @@
+"""What the words of a command line ask for: lists, a budget, a recipe, or work that was interrupted."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..workflow import DEFAULT_RECIPE
+from .console import err, out, progress_bars, quiet
+from .written import show_reports
+
+
+def words(text: str | None) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",")] if text else []
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of a comma-separated list, ascending."""
+    from ..errors import BudgetError
+
+    try:
+        return sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise BudgetError(f"sparsity must be a number, or several with commas, got {text!r}") from None
+
+
+def given(**values: Any) -> list[Any]:
+    """The values of arguments that are needed unless work is resumed."""
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        raise typer.BadParameter(f"missing {', '.join(missing)} (or --resume OUT alone)")
+    return list(values.values())
+
+
+def limit_asked(sparsity: str | None, plan_file: Path | None, **said: str | None) -> Any:
+    """The budget in other units than sparsity, if that is what was given."""
+    from ..errors import BudgetError
+    from ..limits import check_one, limit_of
+
+    given = {"sparsity": sparsity, "plan": plan_file, **said}
+    check_one({name: value for name, value in given.items() if value is not None})
+    if all(value is None for value in given.values()):
+        others = ", ".join(f"--{name.replace('_', '-')}" for name in given if name != "sparsity")
+        raise BudgetError(f"no budget is given: say how much is to go, as in --sparsity 0.2, or use one of {others}.")
+    return limit_of(**said)
+
+
+def recipe_asked(name: str | None, plan_file: Path | None, *, uniform: bool, **overrides: Any) -> Any:
+    """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here.
+
+    Lists among the overrides are still in one string; with `uniform`, blocks do not differ.
+    """
+    from ..errors import RecipeError
+    from ..recipe import Recipe
+
+    overrides |= {name: words(overrides[name]) or None for name in ("targets", "sites")}
+    replaced = [option for option, value in {"recipe": name, **overrides}.items() if value is not None]
+    if plan_file is not None and replaced:
+        named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
+        raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
+    chosen = Recipe.load(name or DEFAULT_RECIPE, **overrides)
+    return chosen.evened() if uniform else chosen
+
+
+def resumed(folder: Path, command: str, model: str | None, as_json: bool = False) -> None:
+    """Go on with interrupted work, about which nothing else may be said."""
+    from ..resuming import resume as run
+
+    named = {word.split("=")[0] for word in sys.argv if word.startswith("-")}
+    others = sorted(named - {"--resume", "--json", "--debug"}) + ([model] if model is not None else [])
+    if others:
+        raise typer.BadParameter(f"--resume takes all from the interrupted run: leave out {', '.join(others)}")
+    with quiet(), progress_bars() as progress:
+        reports = run(folder, command=command, tell=err.print, progress=progress)
+    if reports:
+        show_reports(reports, as_json)
+    else:
+        out.print(f"{folder}: finished")

@@ -1,0 +1,72 @@
+"""`prunelm calibrate`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from .asked import given, resumed
+from .console import err, exactly, out, progress_bars, quiet, tell
+from .options import (
+    Access,
+    ComputeDtype,
+    Deterministic,
+    Device,
+    Force,
+    JournalFile,
+    MaybeFolder,
+    MaybeModel,
+    MaybeSeed,
+    Multiple,
+    RecipeName,
+    Resume,
+    SampleLength,
+    Samples,
+    Text,
+)
+
+
+def calibrate(
+    model: MaybeModel = None,
+    out_folder: MaybeFolder = None,
+    resume: Resume = None,
+    recipe: RecipeName = "best",
+    sparsity: Annotated[float, typer.Option(help="Size at which budgets are searched.")] = 0.3,
+    text: Text = None,
+    journal: JournalFile = None,
+    samples: Samples = None,
+    length: SampleLength = None,
+    multiple_of: Multiple = None,
+    seed: MaybeSeed = None,
+    device: Device = None,
+    compute_dtype: ComputeDtype = "float32",
+    deterministic: Deterministic = False,
+    force: Force = False,
+    *,
+    access: Access,
+) -> None:
+    """Look at MODEL once, and save what prunes to any size need of it."""
+    from ..recipe import Recipe
+    from ..workflow.calibrating import calibrate as run
+
+    if resume is not None:
+        resumed(resume, "calibrate", model)
+        return
+    model, out_folder = given(MODEL=model, OUT=out_folder)
+    chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=length, multiple_of=multiple_of, seed=seed)
+    err.print(f"recipe: {json.dumps(chosen.to_dict())}")
+    with quiet(), progress_bars() as progress, exactly(deterministic):
+        found = run(
+            model,
+            out_folder,
+            recipe=chosen,
+            text=text,
+            journal=journal,
+            device=device,
+            compute_dtype=compute_dtype,
+            force=force,
+            progress=progress,
+            **vars(access),
+        )
+    tell(found.notes)
+    out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibrated")

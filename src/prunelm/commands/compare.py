@@ -1,0 +1,79 @@
+"""`prunelm compare`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .asked import words
+from .console import err, out, print_json, progress_bars, quiet
+from .options import Access, AsJson, Device, Length, MaxTokens, Text
+from .tables import comparison_table
+
+
+def compare(
+    dense: Annotated[str, typer.Argument(help="The dense model.")],
+    pruned: Annotated[list[str], typer.Argument(help="Pruned models.")],
+    text: Text = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the page of prunelm report here too.")] = None,
+    length: Length = 1024,
+    max_tokens: MaxTokens = None,
+    quantized: Annotated[
+        str | None, typer.Option(help="Formats to round all weights to, as in q8_0,q5_0,q4_0, and compare by bytes.")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    *,
+    access: Access,
+) -> None:
+    """Put models side by side: size, quality, speed."""
+    from ..workflow.comparing import compare as run
+
+    if out_file is not None:
+        from ..report.gathering import gather
+
+        for name in pruned:
+            gather(Path(name))
+    with quiet(), progress_bars() as progress:
+        rows = run(
+            [dense, *pruned],
+            text,
+            length=length,
+            max_tokens=max_tokens,
+            quantized=words(quantized),
+            progress=progress,
+            device=device,
+            **vars(access),
+        )
+    if out_file is not None:
+        from ..report.comparing import write_comparison
+
+        windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
+        written = write_comparison(rows, pruned, text, windows, out_file)
+        err.print(f"{written}: written. Open it in a browser.")
+    if as_json:
+        print_json(rows)
+        return
+    out.print(comparison_table(rows), soft_wrap=False)
+    if quantized is not None:
+        out.print(quantized_table(rows), soft_wrap=False)
+
+
+def quantized_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Every model in every format, by bytes, beside what the dense model has in as many."""
+    from ..quantizing import at_equal_bytes
+
+    table = Table("bytes of weights", "model", "format", "perplexity", "dense in as many bytes", "ratio")
+    dense = rows[0]["quantized"]
+    found = [(row, form) for row in rows for form in row["quantized"]]
+    for row, form in sorted(found, key=lambda pair: pair[1]["bytes"]):
+        cells = [f"{form['bytes']:,}", Path(row["model"]).name, form["format"]]
+        if "value" not in form or form["value"] is None:
+            table.add_row(*cells, "", "", "")
+            continue
+        same = at_equal_bytes(dense, form) if row is not rows[0] and form["metric"] == "perplexity" else None
+        beside = [f"{same:.4g}", f"{form['value'] / same:.3f}"] if same is not None else ["", ""]
+        table.add_row(*cells, f"{form['value']:.4g} +- {form['error']:.2g}", *beside)
+    return table

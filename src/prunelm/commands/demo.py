@@ -1,0 +1,27 @@
+"""`prunelm demo`."""
+
+from pathlib import Path
+
+from ..workflow import DEFAULT_RECIPE
+from .console import out, progress_bars, quiet
+from .options import Folder, Force, RecipeName, Sparsity
+from .tables import comparison_table
+from .written import how_to_load
+
+
+def demo(
+    out_folder: Folder = Path("smollm2-pruned"),
+    sparsity: Sparsity = 0.2,
+    recipe: RecipeName = DEFAULT_RECIPE,
+    force: Force = False,
+) -> None:
+    """Prune a real pretrained Llama-type model from PyPI and show what it cost."""
+    from ..demo import run
+
+    with quiet(), progress_bars() as progress:
+        result = run(out_folder, sparsity=sparsity, recipe=recipe, force=force, progress=progress)
+    out.print(comparison_table(result.rows), soft_wrap=False)
+    out.print(f"\nPrompt: {result.prompt!r}")
+    for name, continuation in result.continuations.items():
+        out.print(f"\n{name}: {continuation}")
+    out.print(f"\nThe pruned model is in {out_folder}. {how_to_load(result.loader, out_folder)}")

@@ -1,0 +1,114 @@
+"""`prunelm evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .asked import words
+from .console import out, print_json, progress_bars, quiet, tell
+from .options import Access, AsJson, Device, Length, MaxTokens, Model, Seed
+from .tables import quality_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """The text that goes through a model."""
+
+    length: Length = 1024
+    max_tokens: MaxTokens = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What the parts of the suite want to know besides."""
+
+    batch_size: Annotated[int, typer.Option(help="Windows that go through a model at once.", min=1)] = 1
+    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks, with commas.")] = None
+    include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None
+    limit: Annotated[int | None, typer.Option(help="First rows of each task only.", min=1)] = None
+    others: Annotated[str | None, typer.Option(help="Texts of other kinds, with commas, for part shift.")] = None
+
+    def setting(self, **sizes: Any) -> dict[str, Any]:
+        """The fields of a `prunelm.suite.Setting`."""
+        lists = {name: tuple(words(getattr(self, name))) for name in ("tasks", "others")}
+        place = str(self.include_path) if self.include_path else None
+        return {**sizes, "batch_size": self.batch_size, "limit": self.limit, "include_path": place, **lists}
+
+
+def evaluate(
+    model: Model,
+    text: Annotated[Path, typer.Option(help="Text that was not used for calibration.")],
+    against: Annotated[str | None, typer.Option(help="The dense model, for everything that is paired.")] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(help="Parts to measure, as in quality,speed; or all. See prunelm list parts."),
+    ] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for the results, as in OUT/evaluation.json; goes on with it."),
+    ] = None,
+    *,
+    windows: Windows,
+    suite: Suite,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: AsJson = False,
+    access: Access,
+) -> None:
+    """Measure perplexity, bits per byte, and agreement with the dense model; with --parts much more."""
+    from ..workflow.evaluating import evaluate as run
+
+    sizes: dict[str, Any] = {**vars(windows), "seed": seed}
+    options: dict[str, Any] = {"against": against, "device": device, **vars(access)}
+    if any(given is not None for given in (parts, out_file, suite.tasks, suite.others)):
+        _evaluate_parts(model, text, parts, out_file, suite.setting(**sizes), as_json, options)
+        return
+    with quiet(), progress_bars() as progress:
+        found = run(model, text, progress=progress, **sizes, **options)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    table = Table("measure", "value")
+    for name, value in quality_rows(found.to_dict()):
+        table.add_row(name, value)
+    for name in ("tokens", "sequences", "length", "tokenizer", "text"):
+        table.add_row(name, f"{found.facts.get(name)}")
+    out.print(table, soft_wrap=False)
+
+
+def _evaluate_parts(
+    model: str,
+    text: Path,
+    parts: str | None,
+    out_file: Path | None,
+    setting: dict[str, Any],
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """Run the suite and show what it found."""
+    from ..forms import damage_answered
+    from ..suite import Setting
+    from ..suite.measuring import measure
+    from ..suite.summary import notes, summary
+
+    names = words(parts) or ["quality"]
+    asked = [name for name, given in {"tasks": setting["tasks"], "shift": setting["others"]}.items() if given]
+    names += [name for name in asked if name not in names and names != ["all"]]
+    chosen = Setting(**setting)
+    with quiet(), progress_bars() as progress:
+        found = measure(model, text, parts=names, out=out_file, setting=chosen, progress=progress, **options)
+    with damage_answered(out_file or "the evaluation"):
+        said, rows = notes(found), summary(found)
+    tell(said)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("", *(["dense"] if found["against"] else []), "model", "compared")
+    for row in rows:
+        table.add_row(*(row if found["against"] else (row[0], *row[2:])))
+    out.print(table, soft_wrap=False)
+    if out_file is not None:
+        out.print(f"{out_file}: written. A page to look at: prunelm report {out_file.parent}")

@@ -1,0 +1,37 @@
+"""`prunelm export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import out, print_json, quiet, tell
+from .options import AsJson, Force, Model
+
+
+def export(
+    model: Model,
+    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File that ends in .gguf, or folder, to write.")],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="gguf, nemotron-nas, onnx, padded or torchao-int8; else by OUT's ending."),
+    ] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Of the matrices in a .gguf file: f32, f16, bf16, q8_0 or q4_0.")
+    ] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="The dense model's .gguf file, for its vocabulary and metadata.")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write MODEL for another program: llama.cpp (.gguf), vLLM's DeciLM, ONNX, torchao, or padded with zeros."""
+    from ..exporting import export as run
+
+    with quiet():
+        found = run(model, out_path, format=format_, type=type_, parent=parent, force=force)
+    tell(found.notes)
+    if as_json:
+        print_json({**vars(found), "path": str(found.path)})
+        return
+    out.print(f"{out_path}: {found.architecture}, {found.type}, {found.bytes:,} bytes, {found.proof}")

@@ -1,0 +1,25 @@
+"""`prunelm finalize`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import out, print_json, quiet
+from .options import AsJson
+
+
+def finalize(
+    folder: Annotated[Path, typer.Argument(help="Folder that another program saved again; changed in place.")],
+    like: Annotated[Path | None, typer.Option(help="The folder that the other program read.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put back what another program dropped from FOLDER: legacy rotary keys, dtypes, widths per block."""
+    from ..finalizing import finalize as run
+
+    with quiet():
+        found = run(folder, like=like)
+    if as_json:
+        print_json(found)
+        return
+    out.print(f"{folder}: put back {', '.join(found)}" if found else f"{folder}: nothing was missing")

@@ -1,0 +1,159 @@
+"""`prunelm plan`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .asked import limit_asked, recipe_asked
+from .console import out, print_json, progress_bars, quiet, tell
+from .options import (
+    Access,
+    Allocator,
+    AsJson,
+    Blocks,
+    Calibrated,
+    Device,
+    Faster,
+    Fit,
+    Hidden,
+    MaybeModel,
+    MaybeRecipe,
+    Multiple,
+    Parallel,
+    Params,
+    SampleLength,
+    Samples,
+    Sites,
+    Targets,
+    Text,
+    Unit,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much would go: one of several kinds of budget."""
+
+    sparsity: Annotated[float | None, typer.Option(help="Share of the prunable parameters to remove.")] = None
+    params: Params = None
+    fit: Fit = None
+    speedup: Faster = None
+    edited: Annotated[Path | None, typer.Option("--plan", help="Show this plan, edited or not.")] = None
+
+    @property
+    def limit(self) -> Any:
+        """The budget in other units than sparsity, if that is what was given."""
+        share = None if self.sparsity is None else str(self.sparsity)
+        return limit_asked(share, self.edited, params=self.params, fit=self.fit, speedup=self.speedup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What is replaced in the recipe; named as its fields are, but for `uniform`."""
+
+    per_block: Annotated[bool | None, typer.Option(help="Widths may differ between blocks.")] = None
+    uniform: Annotated[bool, typer.Option("--uniform", help="The same widths in every block.")] = False
+    allocator: Allocator = None
+    targets: Targets = None
+    tensor_parallel: Parallel = None
+    unit: Unit = None
+    sites: Sites = None
+    blocks: Blocks = None
+    hidden: Hidden = None
+    multiple_of: Multiple = None
+    samples: Samples = None
+    length: SampleLength = None
+
+
+def plan(
+    model: MaybeModel = None,
+    out_file: Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="File to write, for editing.")] = None,
+    *,
+    size: Size,
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Show where two plans differ; no model is needed.")
+    ] = None,
+    recipe: MaybeRecipe = None,
+    text: Text = None,
+    calibrated: Calibrated = None,
+    context: Annotated[int, typer.Option(help="Tokens of a text, for cache and operations.", min=1)] = 8192,
+    overrides: Overrides,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace PLAN.json if it exists.")] = False,
+    as_json: AsJson = False,
+    access: Access,
+) -> None:
+    """Show what a budget would leave of every block, and write that as a file for prune --plan."""
+    from ..errors import CheckpointError
+    from ..planning import plan as run
+
+    if diff is not None:
+        _show_difference(diff, as_json)
+        return
+    if model is None:
+        raise CheckpointError("no model is named: prunelm plan MODEL, or prunelm plan --diff A.json B.json.")
+    limit = size.limit
+    chosen = recipe_asked(recipe, size.edited, **vars(overrides), sparsity=size.sparsity)
+    looking: dict[str, Any] = {"text": text, "calibrated": calibrated, "device": device, **vars(access)}
+    with quiet(), progress_bars() as progress:
+        options = {"edited": size.edited, "limit": limit, "context": context, "force": force, "progress": progress}
+        found = run(model, out_file, recipe=chosen, **options, **looking)
+    if as_json:
+        print_json({**vars(found), "recipe": found.recipe.to_dict()})
+        return
+    _show(found)
+    if out_file is not None:
+        out.print(f"{out_file}: written. Edit it, and apply it: prunelm prune {model} OUT --plan {out_file}")
+
+
+def _show(found: Any) -> None:
+    """The table of a plan, and what it would leave."""
+    out.print(_outline_table(found.rows, found.context), soft_wrap=False)
+    tell(found.notes)
+    size = found.size
+    out.print(
+        f"{size['parameters']:,} parameters stay: {size['share_of_blocks']:.2%} of the blocks and "
+        f"{size['share_of_model']:.2%} of the model would go"
+    )
+
+
+def _outline_table(rows: Sequence[dict[str, Any]], context: int) -> Table:
+    kinds = list(dict.fromkeys(name for row in rows for name in row["units"]))
+    forms = list(rows[0]["bytes"])
+    table = Table("block", *kinds, "parameters", *(f"{form} bytes" for form in forms))
+    for title in (f"cache at {context:,}", "MFLOPs a token", "predicted KL"):
+        table.add_column(title)
+    for row in rows:
+        units = (
+            f"{row['units'][kind][0]:,}/{row['units'][kind][1]:,}" if kind in row["units"] else "" for kind in kinds
+        )
+        sizes = (f"{row['bytes'][form]:,}" for form in forms)
+        expected = "" if row["kl"] is None else f"{row['kl']:.4f}"
+        cost = (f"{row['cache']:,}", f"{row['flops'] / 1e6:,.1f}", expected)
+        table.add_row(row["block"], *units, f"{row['parameters']:,}", *sizes, *cost)
+    return table
+
+
+def _show_difference(paths: tuple[Path, Path], as_json: bool) -> None:
+    """Where two plans differ, site by site."""
+    from ..plan_file import PlanFile, differences
+
+    rows = differences(*(PlanFile(path) for path in paths))
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        out.print("The two plans keep the same units.")
+        return
+    table = Table("site", "units", *(path.name for path in paths), "parameters")
+    for row in rows:
+        keep = ("all" if kept is None else f"{kept:,}" for kept in row["keep"])
+        change = "" if row["parameters"] is None else f"{row['parameters']:+,}"
+        table.add_row(row["site"], "" if row["units"] is None else f"{row['units']:,}", *keep, change)
+    known = [row["parameters"] for row in rows if row["parameters"] is not None]
+    table.add_row("all", "", "", "", f"{sum(known):+,}")
+    out.print(table, soft_wrap=False)

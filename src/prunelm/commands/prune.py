@@ -1,0 +1,235 @@
+"""`prunelm prune`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .asked import given, limit_asked, numbers, recipe_asked, resumed
+from .console import err, exactly, out, print_json, progress_bars, quiet, tell
+from .options import (
+    Access,
+    Allocator,
+    AsJson,
+    Blocks,
+    Calibrated,
+    ComputeDtype,
+    Deterministic,
+    Device,
+    Faster,
+    Fit,
+    Force,
+    Hidden,
+    JournalFile,
+    MaybeFolder,
+    MaybeModel,
+    MaybeRecipe,
+    MaybeSeed,
+    Multiple,
+    Parallel,
+    Params,
+    Resume,
+    SampleLength,
+    Samples,
+    Sites,
+    Targets,
+    Text,
+    Unit,
+)
+from .tables import planned_cells
+from .written import show_reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is to go: one of several kinds of budget."""
+
+    sparsity: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the prunable parameters to remove, in (0, 1); several, as in 0.1,0.2, make a family."
+        ),
+    ] = None
+    params: Params = None
+    fit: Fit = None
+    max_ppl: Annotated[
+        str | None, typer.Option(help="Budget: perplexity on held-out text, as in +5% above dense, or 18.5.")
+    ] = None
+    speedup: Faster = None
+    held_out_text: Annotated[
+        Path | None, typer.Option(help="Text that --max-ppl is measured on; a tenth of --text by default.")
+    ] = None
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="File of prunelm plan, edited or not.")] = None
+
+    @property
+    def limit(self) -> Any:
+        """The budget in other units than sparsity, if that is what was given."""
+        said = {"params": self.params, "fit": self.fit, "max_ppl": self.max_ppl, "speedup": self.speedup}
+        return limit_asked(self.sparsity, self.plan_file, **said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the work is made with."""
+
+    recipe: MaybeRecipe = None
+    text: Text = None
+    calibrated: Calibrated = None
+    self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False
+    journal: JournalFile = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What is replaced in the recipe; named as its fields are, but for `uniform`."""
+
+    criterion: Annotated[str | None, typer.Option(help="Replace the recipe's criterion at every site.")] = None
+    allocator: Allocator = None
+    reconstruction: Annotated[str | None, typer.Option(help="Replace the recipe's reconstruction.")] = None
+    ridge: Annotated[float | None, typer.Option(help="Pull of a refit towards the present weights.")] = None
+    bias: Annotated[bool | None, typer.Option(help="Give consumers a bias where the config can.")] = None
+    held_out: Annotated[float | None, typer.Option(help="Share of the calibration that judges repairs.")] = None
+    per_block: Annotated[
+        bool | None, typer.Option(help="Widths may differ (opens with trust_remote_code or prunelm.load).")
+    ] = None
+    uniform: Annotated[bool, typer.Option("--uniform", help="The same widths in every block, for plain loaders.")] = (
+        False
+    )
+    targets: Targets = None
+    tensor_parallel: Parallel = None
+    unit: Unit = None
+    attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None
+    loss: Annotated[str | None, typer.Option(help="What gradients are of and policies search by; kl, task...")] = None
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="Less memory and more time for backward passes.")
+    ] = None
+    sites: Sites = None
+    blocks: Blocks = None
+    hidden: Hidden = None
+    of: Annotated[str | None, typer.Option(help="What sparsity is a share of: blocks or model.")] = None
+    multiple_of: Multiple = None
+    samples: Samples = None
+    length: SampleLength = None
+    seed: MaybeSeed = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """Where and in what the model computes, and what is written."""
+
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights: float32, float16, bfloat16.")] = None
+    device: Device = None
+    compute_dtype: ComputeDtype = "float32"
+    deterministic: Deterministic = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """Whether one block is in memory at a time, and how the rest waits."""
+
+    stream: Annotated[bool, typer.Option("--stream", help="Hold one block in memory at a time.")] = False
+    scratch: Annotated[Path | None, typer.Option(help="Folder for a streamed run's hidden states.")] = None
+    scratch_dtype: Annotated[str | None, typer.Option(help="Of hidden states there: float32, float16...")] = None
+    statistics_dtype: Annotated[str, typer.Option(help="Of a streamed run's sums: float64, float32.")] = "float64"
+
+
+def prune(
+    model: MaybeModel = None,
+    out_folder: MaybeFolder = None,
+    *,
+    size: Size,
+    resume: Resume = None,
+    inputs: Inputs,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
+    overrides: Overrides,
+    computing: Computing,
+    streamed: Streamed,
+    force: Force = False,
+    as_json: AsJson = False,
+    access: Access,
+) -> None:
+    """Prune MODEL into OUT, a folder that opens elsewhere."""
+    if resume is not None:
+        resumed(resume, "prune", model, as_json)
+        return
+    model, out_folder = given(MODEL=model, OUT=out_folder)
+    limit = size.limit
+    shares = numbers(size.sparsity) if size.sparsity is not None else []
+    chosen = recipe_asked(inputs.recipe, size.plan_file, **_replaced(shares, inputs, overrides))
+    if dry_run:
+        with quiet():
+            rows = _dry_runs(model, _sizes(chosen, shares), plan=size.plan_file, limit=limit, **vars(access))
+        _show_plans(rows, as_json)
+        return
+    budget = shares if len(shares) > 1 else size.sparsity and shares[0]
+    said = {**chosen.to_dict(), "sparsity": budget} if size.plan_file is None else str(size.plan_file)
+    err.print(f"recipe: {json.dumps(said)}")
+    one = {"calibrated": inputs.calibrated, "plan": size.plan_file, "limit": limit, **vars(streamed)}
+    one |= {"held_out_text": size.held_out_text, "tell": err.print}
+    options = {"text": inputs.text, "journal": inputs.journal, "force": force, **vars(computing), **vars(access)}
+    if len(shares) > 1:
+        _check_several(inputs, streamed)
+        one = {}
+    told: list[str] = []
+
+    def announce(notes: Sequence[str]) -> None:
+        told.extend(notes)
+        tell(notes)
+
+    with quiet(), progress_bars() as progress, exactly(options.pop("deterministic")):
+        options |= {"recipe": chosen, "announce": announce, "progress": progress, **one}
+        reports = _pruned(model, out_folder, shares, options)
+    show_reports(reports, as_json, told)
+
+
+def _replaced(shares: Sequence[float], inputs: Inputs, overrides: Overrides) -> dict[str, Any]:
+    """What the command line replaces in a recipe, with the smallest of several sizes."""
+    calibration = "self-generated" if inputs.self_generated else None
+    return {"sparsity": shares[0] if shares else None, **vars(overrides), "calibration": calibration}
+
+
+def _dry_runs(model: str, sizes: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
+    from ..workflow.inspecting import dry_run
+
+    return [dry_run(model, size, **options) for size in sizes]
+
+
+def _sizes(chosen: Any, shares: Sequence[float]) -> list[Any]:
+    """The recipe at each of the sizes."""
+    return [replace(chosen, sparsity=share) for share in shares] or [chosen]
+
+
+def _check_several(inputs: Inputs, streamed: Streamed) -> None:
+    """Raise if something is asked for that several sizes at once do not go with."""
+    from ..errors import RecipeError
+
+    if inputs.calibrated is not None:
+        raise RecipeError("several sizes look at the model once by themselves: give --calibrated with one sparsity")
+    if streamed.stream:
+        raise RecipeError("--stream makes one size at a time: give one sparsity")
+
+
+def _pruned(model: str, out_folder: Path, shares: Sequence[float], options: dict[str, Any]) -> dict[Path, Any]:
+    """The report of each folder that was written."""
+    from ..workflow.one_size import prune
+    from ..workflow.several_sizes import prune_sizes
+
+    if len(shares) > 1:
+        return prune_sizes(model, out_folder, shares, **options)
+    return {out_folder: prune(model, out_folder, **options)}
+
+
+def _show_plans(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(list(rows) if len(rows) > 1 else rows[0])
+        return
+    table = Table("parameters after", "of the blocks", "of the model", "kept per block")
+    for row in rows:
+        table.add_row(*planned_cells(row))
+    out.print(table, soft_wrap=False)
+    tell([note for row in rows for note in row["notes"]])
+    out.print("Nothing was written (--dry-run).")

@@ -1,0 +1,22 @@
+"""`prunelm report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import out, quiet
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="OUT...", help="Folders that prune wrote, or a folder of them.")
+    ],
+    out_file: Annotated[Path | None, typer.Option("--out", help="File; report.html in the first folder.")] = None,
+) -> None:
+    """Write one HTML page that shows what pruning did: no network, opens from a file."""
+    from ..report import write_report
+
+    with quiet():
+        written = write_report(folders, out_file)
+    out.print(f"{written}: written. Open it in a browser.")

@@ -1,0 +1,54 @@
+"""`prunelm transfer`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ..workflow import DEFAULT_RECIPE
+from .console import out, print_json, progress_bars, quiet
+from .options import Access, AsJson, Device, Length, MaxTokens, MaybeSeed, Model, RecipeName, SampleLength, Samples
+
+
+def transfer(
+    model: Model,
+    texts: Annotated[list[Path], typer.Argument(help="At least two texts; each is split into two parts.")],
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove, in (0, 1).")],
+    recipe: RecipeName = DEFAULT_RECIPE,
+    out_file: Annotated[Path | None, typer.Option("--out", help="File for the results; goes on with it.")] = None,
+    samples: Samples = None,
+    calibration_length: SampleLength = None,
+    length: Length = 1024,
+    max_tokens: MaxTokens = None,
+    seed: MaybeSeed = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    *,
+    access: Access,
+) -> None:
+    """Prune MODEL with a part of each text and test it on the other part of every text."""
+    from ..recipe import Recipe
+    from ..text_matrix import transfer as run
+
+    chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=calibration_length, seed=seed)
+    opening: dict[str, Any] = {"device": device, **vars(access)}
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
+    with quiet(), progress_bars() as progress:
+        found = run(model, texts, recipe=chosen, out=out_file, progress=progress, **sizes, **opening)
+    if as_json:
+        print_json(found)
+        return
+    names = list(dict.fromkeys(cell["tested"] for cell in found["cells"]))
+    table = Table("calibrated on", *(f"tested on {name}" for name in names))
+    cells = {(cell["calibrated"], cell["tested"]): cell for cell in found["cells"]}
+    table.add_row("dense", *(f"{cells[names[0], name]['dense']['value']:.4g}" for name in names))
+    for name in names:
+        table.add_row(name, *(_transferred(cells[name, other]) for other in names))
+    out.print(table, soft_wrap=False)
+
+
+def _transferred(cell: dict[str, Any]) -> str:
+    ratio = cell["ratio"]
+    seen = " (text overlaps)" if cell["overlap"] and cell["overlap"]["flagged"] else ""
+    return f"{cell['value']:.4g}, {ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}){seen}"

@@ -1,0 +1,61 @@
+"""Look at a model once, for any number of prunes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..allocation import Outlook, look_at
+from ..calibration import save_calibration
+from ..data import Batches
+from ..distributed import is_writer, shared_by
+from ..job import prepare_
+from ..memory import within_memory
+from ..progress import Progress, silent
+from ..recipe import Recipe
+from ..workbench import workbench
+from ..writing import writes
+from .files import check_no_hidden, files_of_run, journal_of
+
+
+@writes
+def calibrate(
+    model: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe = "best",
+    text: str | Path | None = None,
+    journal: str | Path | None = None,
+    device: str | None = None,
+    compute_dtype: str = "float32",
+    force: bool = False,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> Outlook:
+    """Look at a dense model once and save what was seen, for any number of prunes to any size.
+
+    A later `prune(..., calibrated=out)` ranks units and divides its budget by it without a pass over the dense model;
+    only repairs read text again. A search for budgets, where the recipe has one, is made at the recipe's sparsity.
+
+    Raises:
+        PruneLMError: one line that says what to do; nothing was written.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
+    check_no_hidden(chosen, "a saved calibration, which serves any size")
+    files = files_of_run(model, [chosen], [Path(out)], text, None, force, access, compute_dtype)
+    with workbench(out, files.task([chosen], journal), command="calibrate", force=force) as bench:
+
+        def seen(batch_tokens: int) -> tuple[Outlook, Batches]:
+            dense, part = files.load(), bench.part(f"batches-of-{batch_tokens}")
+            batches, _ = files.read(dense, chosen, batch_tokens, part)
+            part.check(files.inputs(batches))
+            kept = journal_of(journal, files.source, [chosen], batches)
+            return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part), batches
+
+        (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
+        outlook = replace(outlook, notes=[*outlook.notes, *notes, *shared_by()])
+        if is_writer():
+            save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
+    return outlook

@@ -1,0 +1,139 @@
+"""Repair a model that somebody else has pruned."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..calibration import fingerprint
+from ..checkpoint import save
+from ..data import read_documents
+from ..distributed import is_writer, shared_by
+from ..errors import BudgetError, CheckpointError
+from ..loading import Source, find_model, load_model, load_tokenizer, stored_dtype
+from ..matching import Kept, matched_units, planned_units
+from ..placement import CPU
+from ..plan import prunable
+from ..progress import Progress, silent
+from ..pruning import Report, repair_
+from ..recipe import Recipe
+from ..sites import find_sites
+from ..stock import stock_config
+from ..workbench import workbench
+from ..writing import check_target, writes
+from .files import dtype_named, lasting
+from .texts import calibration_batches, plain
+
+
+@writes
+def repair(
+    dense: str | Path,
+    pruned: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path,
+    reconstruction: str = "least-squares",
+    samples: int = 128,
+    length: int = 512,
+    seed: int = 0,
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    **access: Any,
+) -> Report:
+    """Repair somebody's pruned model in closed form: the same units as it has, the kept weights solved again.
+
+    The units are those that its pruning.json names, or else are found by matching producer rows with the dense model.
+    What stays is taken from the dense model; other changes that came with the pruning are not.
+
+    Args:
+        dense: the model that was pruned.
+        pruned: what was made of it: any folder of a known family with fewer units.
+        out: folder to write.
+        text: calibration text.
+        reconstruction: which repair.
+        samples, length, seed: of the calibration.
+        dtype: of the written weights; that of `pruned` by default.
+        force: replace `out` if it exists.
+        progress: called with (stage, done, total).
+        access: see `prune`.
+
+    Raises:
+        PruneLMError: one line that says what to do; nothing was written.
+    """
+    check_target(out, force=force)
+    source, other = find_model(dense, **access), find_model(pruned, **access)
+    _check_all_channels(other)
+    documents = read_documents(text)
+    model = load_model(source)
+    kept, unit, how = _units_of(other, model)
+    gone = _gone(model, kept, unit)
+    if not gone:
+        raise BudgetError(f"{other.name} has all the units of {source.name}: there is nothing to repair.")
+    said = {"name": "repair", "unit": unit, "reconstruction": reconstruction, "ridge": 0.1, "held_out": 0.125}
+    said |= {"sparsity": gone, "per_block": not _stock(model, kept, unit)}
+    recipe = Recipe.from_dict({**said, "samples": samples, "length": length, "seed": seed})
+    tokenizer = load_tokenizer(source)
+    calibration, _ = calibration_batches(model, tokenizer, recipe, documents, name=Path(text).name)
+    notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
+    written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
+    task = {"dense": lasting(source.name), "pruned": lasting(other.name), "recipe": recipe.to_dict()}
+    task |= {"dtype": str(written), "device": str(source.device)}
+    inputs = {"dense": fingerprint(source), "pruned": fingerprint(other), "calibration": plain(calibration.facts)}
+    with workbench(out, task, command="repair", force=force) as bench:
+        bench.check(inputs)
+        report = repair_(model, calibration, recipe, kept, notes=notes, bench=bench, progress=progress)
+        model.to(CPU)
+        report.notes.extend(shared_by())
+        if is_writer():
+            save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
+    return report
+
+
+def _units_of(pruned: Source, dense: PreTrainedModel) -> tuple[Kept, str, str]:
+    """The dense model's units that a pruned one has, which kind of units they are, and how that is known.
+
+    Raises:
+        BudgetError: whole blocks are gone.
+        CheckpointError: it cannot be loaded, or is not made of the dense model.
+    """
+    plan = pruned.plan()
+    if (plan or {}).get("dropped_blocks"):
+        raise BudgetError(f"{pruned.name} has lost whole blocks, and no unit of theirs stays that a repair could use.")
+    planned = planned_units(plan, dense)
+    small = load_model(pruned)
+    if planned is not None:
+        return *planned, "named in its pruning.json"
+    return *matched_units(dense, small), "found by matching producer rows"
+
+
+def _gone(model: PreTrainedModel, kept: Kept, unit: str) -> float:
+    """The share of the dense model's units that is gone."""
+    sites = [site for site in find_sites(model, unit) if site.key in kept]
+    removed = sum((site.n_units - len(kept[site.key])) * site.cost for site in sites)
+    return removed / prunable(find_sites(model))
+
+
+def _stock(model: PreTrainedModel, kept: Kept, unit: str) -> bool:
+    """Whether a stock config can say the widths that are left."""
+    everything = find_sites(model, unit)
+    sites = [site for site in everything if site.key in kept]
+    widths = {(site.name, len(kept[site.key])) for site in sites}
+    blocks = {site.block for site in everything}
+    even = len(widths) == len({site.name for site in sites}) == len(sites) / len(blocks)
+    values = {name: value for site in sites for name, value in site.config_values(len(kept[site.key])).items()}
+    return even and stock_config(model.config, values) is not None
+
+
+def _check_all_channels(pruned: Source) -> None:
+    """Raise if a folder says that hidden channels went.
+
+    Raises:
+        CheckpointError: with both widths.
+    """
+    hidden = (pruned.plan() or {}).get("hidden")
+    if hidden:
+        raise CheckpointError(
+            f"{pruned.name} has {len(hidden['kept'])} of {hidden['units']} hidden channels, and only units can be "
+            "repaired afterwards: prune the dense model again, with a recipe that repairs"
+        )

@@ -1,0 +1,75 @@
+"""Prune a model to several sizes at once, a folder for each."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..distributed import is_writer
+from ..family import prune_family
+from ..memory import batch_tokens_on
+from ..progress import Progress, silent
+from ..pruning import Report
+from ..recipe import Recipe
+from ..workbench import workbench
+from ..writing import check_target, writes
+from . import DEFAULT_RECIPE
+from .files import Announce, check_no_hidden, files_of_run, journal_of, silently
+
+
+@writes
+def prune_sizes(
+    model: str | Path,
+    out: str | Path,
+    sparsities: Sequence[float],
+    *,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    text: str | Path | None = None,
+    journal: str | Path | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    compute_dtype: str = "float32",
+    force: bool = False,
+    progress: Progress = silent,
+    announce: Announce = silently,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> dict[Path, Report]:
+    """Nested models of several sizes, one folder each below `out`, from one look at the dense model.
+
+    The folders are named after the sparsities, as in `OUT/0.2`, and written one by one, the largest model first; each
+    opens and is proven as that of `prune` is. For the arguments see there.
+
+    Raises:
+        PruneLMError: one line that says what to do; folders that were finished before stay.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, sparsity=min(sparsities), **overrides)
+    check_no_hidden(chosen, "several sizes at once, whose units are nested in the dense model")
+    sizes = [replace(chosen, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
+    access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
+    folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
+    check_target(out, force=True)
+    files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype)
+    announce(files.notes)
+    reports = {}
+    with workbench(out, files.task(sizes, journal), command="prune", force=force) as bench:
+        calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device), bench)
+        bench.check(files.inputs(calibration, refit))
+        if is_writer():
+            Path(out).mkdir(exist_ok=True)
+        family = prune_family(
+            files.load,
+            calibration,
+            chosen,
+            [size.sparsity for size in sizes],
+            refit=refit,
+            journal=journal_of(journal, files.source, sizes, calibration),
+            bench=bench,
+            progress=progress,
+        )
+        for folder, (pruned, report) in zip(folders, family, strict=True):
+            if is_writer():
+                files.save(pruned, report, folder)
+            reports[folder] = report
+    return reports
