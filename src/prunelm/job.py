@@ -94,45 +94,46 @@ def plan_counts(
             "calibrations and for several sizes at once"
         )
     everything = find_sites(model, recipe.unit)
-    blocks = recipe.block_range(len(by_block(everything)))
     check_targets(model.config, recipe.targets, uneven=recipe.per_block)
-    free = recipe.per_block or recipe.drops_blocks
-    chosen, notes = _in_reach(
-        model, [s for s in everything if s.name in recipe.sites and s.block in blocks], recipe, free
-    )
-    if not chosen:
-        raise BudgetError(
-            f"no site is left to prune: blocks {recipe.blocks!r}, sites {', '.join(recipe.sites)}. "
-            "Choose other --blocks or --sites."
-        )
+    chosen, notes = _in_reach(model, everything, recipe)
     now = dense_sizes(model)
     dense = dense or now
     narrowed = dense.prunable - now.prunable
-    outside = dense.parameters - now.parameters - narrowed
-    asked_of = dense.prunable if recipe.of == "blocks" else dense.parameters
-    budget = Budget(
-        target=math.floor(recipe.sparsity * asked_of) - narrowed - (outside if recipe.of == "model" else 0),
-        asked_of=asked_of,
-        total=prunable(chosen),
-        multiple_of=_multiple_of(recipe, dense.parameters),
-        min_units=recipe.min_units,
-        attention_share=recipe.attention_share,
-        floor=floor or {},
-        legal=accepted_widths(model, recipe.targets, recipe.tensor_parallel, uneven=free),
-    )
     job = Job(
         everything=everything,
         sites=chosen,
-        budget=budget,
+        budget=_budget(model, chosen, recipe, floor or {}, dense, now),
         counts=None,
         step=0,
         prunable=dense.prunable,
         narrowed=narrowed,
-        outside=outside,
+        outside=dense.parameters - now.parameters - narrowed,
         notes=notes,
     )
-    if counts is not None:
-        return with_counts(job, counts)
+    return with_counts(job, counts) if counts is not None else _counted(job, recipe)
+
+
+def _budget(
+    model: PreTrainedModel, sites: list[Site], recipe: Recipe, floor: Mapping[str, int], dense: Dense, now: Dense
+) -> Budget:
+    """What may go, less what has gone with hidden channels: with their units, or in all, whichever is counted."""
+    of_blocks = recipe.of == "blocks"
+    asked_of = dense.prunable if of_blocks else dense.parameters
+    gone = dense.prunable - now.prunable if of_blocks else dense.parameters - now.parameters
+    return Budget(
+        target=math.floor(recipe.sparsity * asked_of) - gone,
+        asked_of=asked_of,
+        total=prunable(sites),
+        multiple_of=_multiple_of(recipe, dense.parameters),
+        min_units=recipe.min_units,
+        attention_share=recipe.attention_share,
+        floor=floor,
+        legal=accepted_widths(model, recipe.targets, recipe.tensor_parallel, uneven=_free(recipe)),
+    )
+
+
+def _counted(job: Job, recipe: Recipe) -> Job:
+    """The job with its counts, or without them where the allocator needs measurements and the budget can be met."""
     _check_divided(job, recipe)
     try:
         if recipe.hidden:
@@ -140,14 +141,19 @@ def plan_counts(
         if not recipe.decides_by_looking:
             return decide(job, recipe)
         if recipe.drops_blocks:
-            check_block_budget(chosen, budget, len(by_block(everything)))
+            check_block_budget(job.sites, job.budget, len(by_block(job.everything)))
         else:
-            least_step(chosen, budget)
+            least_step(job.sites, job.budget)
     except BudgetError:
-        if not recipe.hidden or not 0 <= budget.target < _largest_step(job, recipe):
+        if not recipe.hidden or not 0 <= job.budget.target < _largest_step(job, recipe):
             raise
         return _nothing_more(job, recipe)
     return job
+
+
+def _free(recipe: Recipe) -> bool:
+    """Whether no stock config has to say the widths that stay."""
+    return recipe.per_block or recipe.drops_blocks
 
 
 def with_counts(job: Job, counts: Counts) -> Job:
@@ -157,10 +163,16 @@ def with_counts(job: Job, counts: Counts) -> Job:
     return replace(job, counts=counts, budget=replace(job.budget, target=removed), step=1)
 
 
-def _in_reach(model: PreTrainedModel, sites: list[Site], recipe: Recipe, free: bool) -> tuple[list[Site], list[str]]:
-    """The sites that may lose units where the result must open, and what to tell of the others."""
+def _in_reach(model: PreTrainedModel, everything: list[Site], recipe: Recipe) -> tuple[list[Site], list[str]]:
+    """The sites that may lose units where the result must open, and what to tell of the others.
+
+    Raises:
+        BudgetError: there are none.
+    """
     kind, notes = model.config.model_type, []
-    fixed = {s.name for s in sites if not s.spec.stock and not free}
+    blocks = recipe.block_range(len(by_block(everything)))
+    sites = [s for s in everything if s.name in recipe.sites and s.block in blocks]
+    fixed = {s.name for s in sites if not s.spec.stock and not _free(recipe)}
     if fixed:
         notes.append(
             f"{kind}: no stock config can say another number of heads, so {' and '.join(sorted(fixed))} "
@@ -170,7 +182,13 @@ def _in_reach(model: PreTrainedModel, sites: list[Site], recipe: Recipe, free: b
         if name not in fixed and not recipe.drops_blocks and name in recipe.sites:
             fixed.add(name)
             notes.append(f"{kind}: {reader} takes the widths of {name} from the hidden size, so they stay")
-    return [s for s in sites if s.name not in fixed], notes
+    chosen = [s for s in sites if s.name not in fixed]
+    if not chosen:
+        raise BudgetError(
+            f"no site is left to prune: blocks {recipe.blocks!r}, sites {', '.join(recipe.sites)}. "
+            "Choose other --blocks or --sites."
+        )
+    return chosen, notes
 
 
 def _check_divided(job: Job, recipe: Recipe) -> None:

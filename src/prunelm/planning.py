@@ -58,20 +58,12 @@ def plan(
     Weights are read only where the recipe decides widths by looking at the model, which needs `text` or `calibrated`.
 
     Args:
-        model: a Hugging Face folder, a hub name, or a .gguf file.
+        model, recipe, text, limit, device, progress, trust_remote_code, allow_pickle, overrides: see `prune`.
         out: file to write.
-        recipe: a name, a TOML file, or a `Recipe`.
-        text: calibration text.
         calibrated: a folder of `calibrate`, in place of looking.
         edited: a plan to show in place of making one.
-        limit: a budget in other units than the recipe's sparsity.
         context: tokens in a text, for the cache and the operations.
         force: replace `out` if it exists.
-        device: where the model computes, if it is looked at; see `prune`.
-        progress: called with (stage, done, total).
-        trust_remote_code: run modeling code that comes with the checkpoint.
-        allow_pickle: accept pickle weights.
-        overrides: recipe fields to replace.
 
     Raises:
         PruneLMError: one line that says what to do; nothing was written.

@@ -98,10 +98,8 @@ def prune_(
         model: any model of a known family, in eval mode.
         calibration: what criteria and repairs read; the share `recipe.held_out` of its sequences judges the repairs.
         recipe: every choice that changes the numbers.
-        refit: what covariances are taken from, for the Gaussian second moment and for refits; the same as
-            `calibration` by default.
-        outlook: what was seen of the dense model before; its scores then choose the units, so that the sizes of a
-            family are nested.
+        refit: what covariances of the Gaussian second moment and of refits are from; `calibration` by default.
+        outlook: what was seen of the dense model before; its scores then choose the units, which nests a family.
         floor: units that each site must lose at least.
         decided: how many units stay in each site, in place of the allocator's plan, and of some sites which.
         journal: of the search for widths, where the recipe makes one; kept on the bench by default.
@@ -117,48 +115,60 @@ def prune_(
     start = time.perf_counter()
     before = sum(p.numel() for p in model.parameters())
     bench = bench or Workbench()
-    hidden: dict[str, Any] = {}
-    if recipe.hidden:
-        if outlook is not None or floor is not None:
-            raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")
-        prepare_(shapes_of(model), recipe, narrow_hidden=first_channels_)
-    counts = decided.counts if decided is not None else None
-    job = prepare_(
-        model,
-        recipe,
-        floor,
-        lambda whole, keep: hidden.update(remove_hidden_(whole, calibration, recipe, keep, bench, progress)),
-        counts,
-    )
+    if recipe.hidden and (outlook is not None or floor is not None):
+        raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")
+    job, hidden = _prepared_(model, calibration, recipe, floor, decided, bench, progress)
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = Derivatives()
     if outlook is None or decided is not None:
         derivatives = derivatives_of(model, read, job.sites, recipe, room, bench)
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
-    stream = BlockStream(model, read.batches, room)
-    seen = outlook
+    stream, seen = BlockStream(model, read.batches, room), outlook
     if seen is None and (job.counts is None or recipe.policy is not None):
-        seen = look(
-            stream.fork(), read, recipe, job, derivatives=derivatives, journal=journal, bench=bench, progress=progress
-        )
+        known: dict[str, Any] = {"derivatives": derivatives, "journal": journal, "bench": bench, "progress": progress}
+        seen = look(stream.fork(), read, recipe, job, **known)
     if seen is not None and recipe.drops_blocks:
         return _without_blocks(model, job, seen, recipe, calibration, before, start)
     if seen is not None:
         job = allocated(job, recipe, seen)
-    # Scores from before keep the sizes of a family nested; those of a policy are what it decided.
-    nested = outlook is not None and decided is None
-    scores = seen.survey.scores if seen is not None and (nested or recipe.policy is not None) else {}
-    if decided is not None:
-        scores = {**scores, **decided.scores(job.sites)}
-    work = _Work(stream, read, recipe, job, scores=scores, derivatives=derivatives, exact=decided is not None)
-    if seen is not None:
-        work.report.update(seen.report())
-        work.seen = seen
+    scores = _known_scores(seen, job, recipe, decided, nested=outlook is not None)
+    work = _Work(
+        stream, read, recipe, job, scores=scores, derivatives=derivatives, seen=seen, exact=decided is not None
+    )
     _carry_out_(work, bench, progress)
-    if not recipe.per_block:
-        share_config_(model, job)
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
+
+
+def _prepared_(
+    model: PreTrainedModel,
+    calibration: Batches,
+    recipe: Recipe,
+    floor: Mapping[str, int] | None,
+    decided: Decided | None,
+    bench: Workbench,
+    progress: Progress,
+) -> tuple[Job, dict[str, Any]]:
+    """The plan, after the hidden channels have gone that the recipe removes, and what was done to those."""
+    hidden: dict[str, Any] = {}
+
+    def remove_(whole: PreTrainedModel, keep: int) -> None:
+        hidden.update(remove_hidden_(whole, calibration, recipe, keep, bench, progress))
+
+    if recipe.hidden:
+        prepare_(shapes_of(model), recipe, narrow_hidden=first_channels_)
+    counts = decided.counts if decided is not None else None
+    return prepare_(model, recipe, floor, remove_, counts), hidden
+
+
+def _known_scores(
+    seen: Outlook | None, job: Job, recipe: Recipe, decided: Decided | None, *, nested: bool
+) -> Mapping[str, Tensor]:
+    """Scores from before, which keep the sizes of a family `nested`; those of a policy and a plan are what they say."""
+    scores: Mapping[str, Tensor] = {}
+    if seen is not None and ((nested and decided is None) or recipe.policy is not None):
+        scores = seen.survey.scores
+    return scores if decided is None else {**scores, **decided.scores(job.sites)}
 
 
 @torch.no_grad()
@@ -200,8 +210,6 @@ def repair_(
     read = reading(calibration, None, recipe, sites)
     work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, derivatives=Derivatives())
     _carry_out_(work, bench or Workbench(), progress)
-    if not recipe.per_block:
-        share_config_(model, job)
     return _reported(work, calibration, None, before, start, model)
 
 
@@ -224,6 +232,8 @@ def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
             room.finished(i)
     progress("pruning", last + 1, last + 1)
     Plan(work.kept).check(job.sites, job.budget, job.step)
+    if not work.recipe.per_block:
+        share_config_(work.stream.model, job)
 
 
 def _without_blocks(
@@ -301,13 +311,14 @@ class _Work:
         *,
         scores: Mapping[str, Tensor],
         derivatives: Derivatives,
+        seen: Outlook | None = None,
         exact: bool = False,
     ) -> None:
         self.recipe, self.job = recipe, job
         self.exact = exact
         self.kept: dict[str, Tensor] = {}
-        self.report: dict[str, dict[str, Any]] = {}
-        self.seen: Outlook | None = None
+        self.report: dict[str, dict[str, Any]] = seen.report() if seen is not None else {}
+        self.seen = seen
         self.found: dict[str, Tensor] = {}
         self.alike: dict[str, list[float]] = {}
         self.owed = 0

@@ -25,6 +25,32 @@ from .targets import NAMES
 
 CANDIDATES, HELD_OUT = 8, 0.125
 """Plans with equal widths that are measured, and what is held out for it, where a recipe is evened."""
+LEAST = {
+    "samples": 1,
+    "length": 8,
+    "min_units": 0,
+    "tensor_parallel": 1,
+    "price_tokens": 1,
+    "fisher_tokens": 1,
+    "candidates": 1,
+    "rounds": 0,
+    "exchanges": 0,
+    "multiple_of": 0,
+    "similarity_sequences": 1,
+    "similarity_rows": 0,
+    "similarity_skip": 0,
+}
+"""What whole numbers are at least."""
+CHOICES = {
+    "of": ("blocks", "model"),
+    "unit": ("group", "query"),
+    "order": ("sequential", "one-shot"),
+    "calibration": ("text", "self-generated"),
+    "covariance_text": ("same", "random-tokens"),
+    "loss": LOSSES,
+    "hidden_criterion": HIDDEN_CRITERIA,
+}
+"""Words that a field may be."""
 RECIPES = resources.files("prunelm") / "recipes"
 
 
@@ -143,77 +169,12 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_types(self)
         check_sparsity(self.sparsity)
-        _one_of(self, "of", ("blocks", "model"))
-        _one_of(self, "unit", ("group", "query"))
-        _one_of(self, "order", ("sequential", "one-shot"))
-        _one_of(self, "calibration", ("text", "self-generated"))
-        _one_of(self, "covariance_text", ("same", "random-tokens"))
-        _one_of(self, "loss", LOSSES)
-        _one_of(self, "hidden_criterion", HIDDEN_CRITERIA)
-        if not 0 <= self.hidden < 1:
-            raise RecipeError(f"hidden must be in [0, 1), got {self.hidden}: 0.25 removes a quarter of the channels")
-        for name, least in (
-            ("samples", 1),
-            ("length", 8),
-            ("min_units", 0),
-            ("tensor_parallel", 1),
-            ("price_tokens", 1),
-            ("fisher_tokens", 1),
-            ("candidates", 1),
-            ("rounds", 0),
-            ("exchanges", 0),
-            ("multiple_of", 0),
-            ("similarity_sequences", 1),
-            ("similarity_rows", 0),
-            ("similarity_skip", 0),
-        ):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("ridge", "attention_share"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise RecipeError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
-        if not self.targets or set(self.targets) - set(NAMES):
-            wrong = next((name for name in self.targets if name not in NAMES), "none")
-            raise RecipeError(
-                f"targets (--for) must be of {', '.join(NAMES)}, got {wrong!r}. {did_you_mean(wrong, NAMES)}".strip()
-            )
-        if not self.sites or set(self.sites) - {"attention", "ffn"}:
-            raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(self.sites) or 'none'}")
-        for name, most in (("held_out", 0.5), ("dense_share", 1.0), ("repeated", 1.0)):
-            if not 0 <= getattr(self, name) <= most:
-                raise RecipeError(f"{name} must be in [0, {most:g}], got {getattr(self, name)}")
-        chosen = ALLOCATORS[self.allocator]
-        if self.judges_output and not self.held_out:
-            raise RecipeError(
-                f"allocator {self.allocator!r}, rounds, candidates and choose_share measure on held-out tokens: "
-                "held_out must be above 0, as in 0.125"
-            )
-        if self.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
-            raise RecipeError(
-                f"rounds refine widths that differ between blocks, and allocator {self.allocator!r} gives none with "
-                "prices: say rounds 0, or use allocator 'fisher', 'sensitivity' or 'error-curve'"
-            )
-        if chosen.needs is not None and not chosen.even and not self.per_block:
-            raise RecipeError(
-                f"allocator {self.allocator!r} gives blocks different widths: it needs per_block (opens with "
-                "prunelm.load), or use allocator 'split' or 'uniform'"
-            )
-        stage = RECONSTRUCTIONS[self.reconstruction].stage
-        if self.order == "one-shot" and (stage == "refit" or self.dense_share or self.choose_share):
-            raise RecipeError(
-                "order 'one-shot' sees no drift: use another reconstruction than a refit, dense_share 0 and no "
-                "choose_share, or order 'sequential'"
-            )
-        if self.choose_share and (stage != "repair" or self.dense_share):
-            raise RecipeError(
-                "choose_share chooses the target of a repair: it needs a reconstruction such as 'least-squares', and "
-                f"takes no dense_share, which is {self.dense_share}"
-            )
-        if self.exchanges and (stage != "repair" or not self.held_out):
-            raise RecipeError(
-                "exchanges lower the error that a repair leaves, and held-out tokens decide: they need a "
-                "reconstruction such as 'least-squares', and held_out above 0"
-            )
+        for name, allowed in CHOICES.items():
+            _one_of(self, name, allowed)
+        _check_numbers(self)
+        _check_lists(self)
+        _check_allocator(self)
+        _check_repair(self)
         if self.policy is not None:
             _check_policy(self, self.policy)
         for scoring in (self.attention, self.ffn):
@@ -372,6 +333,72 @@ def _scoring(value: Any, where: str) -> Scoring:
     if not isinstance(value, Mapping) or not isinstance(value.get("criterion"), str):
         raise RecipeError(f"{where} must be a table with a criterion, got {json.dumps(value, default=str)}")
     return Scoring(criterion=value["criterion"], options={k: v for k, v in value.items() if k != "criterion"})
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    """Raise unless every number is in its range."""
+    if not 0 <= recipe.hidden < 1:
+        raise RecipeError(f"hidden must be in [0, 1), got {recipe.hidden}: 0.25 removes a quarter of the channels")
+    for name, least in LEAST.items():
+        if getattr(recipe, name) < least:
+            raise RecipeError(f"{name} must be at least {least}, got {getattr(recipe, name)}")
+    for name in ("ridge", "attention_share"):
+        if not 0 <= getattr(recipe, name) < float("inf"):
+            raise RecipeError(f"{name} must be a number from 0 up, got {getattr(recipe, name)}")
+    for name, most in (("held_out", 0.5), ("dense_share", 1.0), ("repeated", 1.0)):
+        if not 0 <= getattr(recipe, name) <= most:
+            raise RecipeError(f"{name} must be in [0, {most:g}], got {getattr(recipe, name)}")
+
+
+def _check_lists(recipe: Recipe) -> None:
+    """Raise unless targets and sites are named, and known."""
+    if not recipe.targets or set(recipe.targets) - set(NAMES):
+        wrong = next((name for name in recipe.targets if name not in NAMES), "none")
+        raise RecipeError(
+            f"targets (--for) must be of {', '.join(NAMES)}, got {wrong!r}. {did_you_mean(wrong, NAMES)}".strip()
+        )
+    if not recipe.sites or set(recipe.sites) - {"attention", "ffn"}:
+        raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(recipe.sites) or 'none'}")
+
+
+def _check_allocator(recipe: Recipe) -> None:
+    """Raise unless the rest of a recipe gives its allocator what that needs."""
+    chosen = ALLOCATORS[recipe.allocator]
+    if recipe.judges_output and not recipe.held_out:
+        raise RecipeError(
+            f"allocator {recipe.allocator!r}, rounds, candidates and choose_share measure on held-out tokens: "
+            "held_out must be above 0, as in 0.125"
+        )
+    if recipe.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
+        raise RecipeError(
+            f"rounds refine widths that differ between blocks, and allocator {recipe.allocator!r} gives none with "
+            "prices: say rounds 0, or use allocator 'fisher', 'sensitivity' or 'error-curve'"
+        )
+    if chosen.needs is not None and not chosen.even and not recipe.per_block:
+        raise RecipeError(
+            f"allocator {recipe.allocator!r} gives blocks different widths: it needs per_block (opens with "
+            "prunelm.load), or use allocator 'split' or 'uniform'"
+        )
+
+
+def _check_repair(recipe: Recipe) -> None:
+    """Raise unless what is said of the repair goes with it."""
+    stage = RECONSTRUCTIONS[recipe.reconstruction].stage
+    if recipe.order == "one-shot" and (stage == "refit" or recipe.dense_share or recipe.choose_share):
+        raise RecipeError(
+            "order 'one-shot' sees no drift: use another reconstruction than a refit, dense_share 0 and no "
+            "choose_share, or order 'sequential'"
+        )
+    if recipe.choose_share and (stage != "repair" or recipe.dense_share):
+        raise RecipeError(
+            "choose_share chooses the target of a repair: it needs a reconstruction such as 'least-squares', and "
+            f"takes no dense_share, which is {recipe.dense_share}"
+        )
+    if recipe.exchanges and (stage != "repair" or not recipe.held_out):
+        raise RecipeError(
+            "exchanges lower the error that a repair leaves, and held-out tokens decide: they need a "
+            "reconstruction such as 'least-squares', and held_out above 0"
+        )
 
 
 def _check_policy(recipe: Recipe, policy: Policy) -> None:

@@ -50,6 +50,17 @@ class Survey:
         tensors = {f"scores/{key}": self.scores[key] for key in keys}
         return Step(facts=facts, tensors=tensors | {f"curves/{key}": self.curves[key] for key in keys})
 
+    def add(
+        self, site: Site, seen: Observed, similarity: Tensor | None, derivatives: Derivatives, recipe: Recipe
+    ) -> Moments | None:
+        """Add the scores of a site, and what they and its derivatives say of it; its moments, if it has some."""
+        self.scores[site.key] = score(site, seen, similarity, derivatives, recipe)
+        self.curves[site.key] = curve_of(site, self.scores[site.key], recipe)
+        fisher, moments = derivatives.fisher.get(site.key), seen.consumer
+        if fisher is not None and moments is not None and moments.full:
+            self.curvatures[site.key] = _curvature(site, fisher, moments)
+        return moments
+
     def recall(self, step: Step, device: torch.device) -> None:
         """Add what an earlier run found, on a device."""
         for name, value in step.tensors.items():
@@ -123,15 +134,9 @@ def survey(
                 found.recall(step, statistics_device(stream.model.device))
                 continue
             for site in sites:
-                scores = score(site, seen[site.key], similar[site.key], derivatives, recipe)
-                found.scores[site.key] = scores
-                found.curves[site.key] = curve_of(site, scores, recipe)
-                moments = seen[site.key].consumer
-                if moments is None:
-                    continue
-                if site.key in derivatives.fisher and moments.full:
-                    found.curvatures[site.key] = _curvature(site, derivatives.fisher[site.key], moments)
-                if divergence is not None:
+                moments = found.add(site, seen[site.key], similar[site.key], derivatives, recipe)
+                if divergence is not None and moments is not None:
+                    scores = found.scores[site.key]
                     found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
         bench.put(f"survey-{i}", found.step([site.key for site in sites]))
     progress("surveying", last + 1, last + 1)
