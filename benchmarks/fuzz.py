@@ -94,6 +94,14 @@ def campaign(kind: Kind, count: int) -> Found:
     """What becomes of so many files, the same ones each time; a whole one is read first, and must be read."""
     found = Found()
     kind.read(kind.whole)
+    every = reading(kind, found, count)
+    with bounded():
+        every()
+    return found
+
+
+def reading(kind: Kind, found: Found, count: int) -> Callable[..., None]:
+    """A hypothesis test that reads damaged files, and adds to `found` what becomes of them."""
 
     @settings(
         max_examples=count,
@@ -107,9 +115,7 @@ def campaign(kind: Kind, count: int) -> Found:
     def every(raw: bytes) -> None:
         attempt(kind.read, raw, found)
 
-    with _bounded():
-        every()
-    return found
+    return every
 
 
 def attempt(read: Read, raw: bytes, found: Found) -> None:
@@ -147,7 +153,7 @@ def _beyond(read: Read, raw: bytes, found: Found) -> int:
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
+def bounded() -> Iterator[None]:
     """No more address space, and an alarm for files that hang."""
 
     def late(_signum: int, _frame: Any) -> None:

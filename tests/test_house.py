@@ -11,7 +11,7 @@ import prunelm
 SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising"},
+    {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising", "doubts"},
     {"registry", "policy", "locking", "gguf_header", "forms", "distributed"},
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .doubts import doubts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What an evaluation says on a card: rows of a table, sentences beside it, and metrics for the metadata."""
+    """What an evaluation says on a card: rows of a table, what to know of them, and metrics for the metadata."""
 
     rows: Sequence[Sequence[str]]
-    notes: Sequence[str]
+    doubts: Sequence[str]
     text: str
     task: str
     metrics: Mapping[str, float]
@@ -25,6 +27,7 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
     opens = _HOW_STOCK if facts["loader"] == "transformers" else _HOW_PRUNELM
     if facts["loader"] != "transformers" and not facts.get("modeling_file", True):
         opens = _HOW_OURS
+    known = doubts(facts, None) if measured is None else measured.doubts
     lines = [
         "---",
         "library_name: transformers",
@@ -61,6 +64,8 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
         "",
         "## What to know",
         "",
+        *(f"- {doubt}" for doubt in known),
+        *([""] if known else []),
         "Pruning without training costs quality, more on text unlike the calibration text. Nothing is claimed about "
         "safety or bias after pruning: the base model's card applies, and no more than that. Measure before use:",
         "",
@@ -86,7 +91,7 @@ def _measured(measured: Measured) -> list[str]:
     lines = ["## What it costs", "", f"Measured on `{measured.text}`, dense and pruned on the same windows.", ""]
     lines += ["| | dense | pruned | compared |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in measured.rows]
-    return [*lines, "", *(f"- {note}" for note in measured.notes), *([""] if measured.notes else [])]
+    return [*lines, ""]
 
 
 _HOW_STOCK = """Plain `transformers`, no extra code:

@@ -3,15 +3,17 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.record import DATA, needed
 
 import prunelm
 from prunelm.errors import CheckpointError
 from prunelm.loading import find_model, load_model, load_tokenizer
+from prunelm.progress import silent
 from prunelm.report import write_report
 from prunelm.report.caveats import caveats
 from prunelm.suite import Setting
@@ -200,21 +202,70 @@ def test_the_page_works_in_a_browser(
     _works(browser, page, folders[1], theme, width)
 
 
-@pytest.mark.slow
-def test_the_pages_of_the_demo_work_in_a_browser(browser: Any, tmp_path: Path) -> None:
-    """The demo of the README, everything measured, as one page and as one of two models."""
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """The dense model of the demo."""
     from prunelm import demo
-    from prunelm.progress import silent
 
-    dense, out, text = demo.model_file(), tmp_path / "DEMO", tmp_path / "text.txt"
-    demo.run(out, sparsity=0.2, recipe="goa-budget", force=False, progress=silent)
-    text.write_text(demo.language_reference()[1])
-    setting = Setting(length=256, max_tokens=2048, rounds=2, prompts=4, new_tokens=16)
+    try:
+        return demo.model_file()
+    except CheckpointError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def demonstrated(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the demo of the README writes, on less text, with everything measured; removed afterwards."""
+    from prunelm import demo
+
+    root = tmp_path_factory.mktemp("demo")
+    out, text = root / "smollm2-pruned", root / "text.txt"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("SAMPLES", 8), ("WINDOWS", 2), ("LENGTH", 256)):
+            patch.setattr(demo, name, value)
+        demo.run(out, sparsity=0.2, recipe="goa-budget", force=False, progress=silent)
+    text.write_text(demo.language_reference()[1][:20_000])
+    setting = Setting(length=128, max_tokens=1024, rounds=2, prompts=4, new_tokens=12)
     named = ("quality", "generation", "positions", "heads", "speed", "widths", "memory")
-    prunelm.measure(out, text, against=dense, parts=named, out=out / "evaluation.json", setting=setting)
-    for theme, width in THEMES:
-        _works(browser, write_report([out]), out, theme, width)
-    assert own_text(out / "report.html").count("<svg") == 30
+    prunelm.measure(out, text, against=smollm2, parts=named, out=out / "evaluation.json", setting=setting)
+    yield out
+    shutil.rmtree(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theme", "width"), THEMES)
+def test_the_page_of_the_demo_works_in_a_browser(browser: Any, demonstrated: Path, theme: str, width: int) -> None:
+    _works(browser, write_report([demonstrated]), demonstrated, theme, width)
+    graphs = own_text(demonstrated / "report.html").count('<svg viewBox="0 0 120 120"')
+    assert graphs == find_model(demonstrated).config()["num_hidden_layers"]
+
+
+@pytest.fixture(scope="module")
+def smollm2_sizes(cli: Callable[..., Any], smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Five sizes of one model, pruned by one command and measured on other text; removed afterwards."""
+    calibration, wikitext = DATA / "text" / "c4_calibration.jsonl", DATA / "text" / "wikitext2_raw_test.txt"
+    if not needed(calibration, wikitext):
+        pytest.skip("the texts of the benchmarks are not here")
+    root = tmp_path_factory.mktemp("sizes")
+    out, text = root / "SIZES", root / "held-out.txt"
+    text.write_text(wikitext.read_text(encoding="utf-8")[:20_000])
+    read = ("--text", calibration, "--samples", "16", "--length", "256")
+    ran = cli("prune", smollm2, out, "--sparsity", "0.1,0.2,0.3,0.4,0.5", "--recipe", "obs", *read)
+    assert ran.code == 0, ran
+    setting = Setting(length=256, max_tokens=2048, rounds=2, prompts=2, new_tokens=12)
+    for folder in sorted(out.iterdir()):
+        parts = ("quality", "generation", "speed")
+        prunelm.measure(folder, text, against=smollm2, parts=parts, out=folder / "evaluation.json", setting=setting)
+    yield out
+    shutil.rmtree(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theme", "width"), THEMES)
+def test_the_page_of_five_sizes_works_in_a_browser(browser: Any, smollm2_sizes: Path, theme: str, width: int) -> None:
+    page = write_report([smollm2_sizes])
+    assert [title for title in re.findall(r"<h4>(.*?)</h4>", own_text(page)) if title.startswith("Quality against")]
+    _works(browser, page, smollm2_sizes / "0.5", theme, width)
 
 
 def _works(browser: Any, page: Path, measured: Path, theme: str, width: int) -> None:

@@ -89,10 +89,11 @@ def _evaluate_parts(
     options: dict[str, Any],
 ) -> None:
     """Run the suite and show what it found."""
+    from ..doubts import notes
     from ..forms import damage_answered
     from ..suite import Setting
     from ..suite.measuring import measure
-    from ..suite.summary import notes, summary
+    from ..suite.summary import summary
 
     names = words(parts) or ["quality"]
     asked = [name for name, given in {"tasks": setting["tasks"], "shift": setting["others"]}.items() if given]

@@ -170,7 +170,7 @@ def _removed(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
     rows = figures.site_rows(one.pruning["sites"])
     for kind in dict.fromkeys(row["kind"] for row in rows):
         label = _label(kind)
-        yield f"{label}: units that stay, per block", figures.widths(rows, kind), "The pale bar is the dense width."
+        yield f"{label}: units that stay, per block", figures.widths(rows, kind), "The bar behind is the dense width."
 
 
 def _errors(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:

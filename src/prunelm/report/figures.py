@@ -12,6 +12,8 @@ LABELS = {"attention": "attention", "ffn": "FFN"}
 CELL: dict[str, Any] = {"type": "rect", "stroke": GRID, "strokeWidth": 1}
 """A cell of a heat map, outlined so that the darkest color stands out from a dark page too."""
 ROOMY = {"zero": False, "padding": 8}
+UNDER, OVER = 5, 2
+"""Widths of lines, so that the first is seen where another lies on it."""
 SHARES = {"format": "%", "tickCount": 5}
 TIGHT = {"paddingInner": 0.05, "paddingOuter": 0.02}
 """Between the cells of a heat map."""
@@ -112,7 +114,7 @@ def error_curves(rows: Rows, kind: str, measure: str) -> Spec:
         "field": "share",
         "type": "quantitative",
         "title": "share of units removed",
-        "axis": {"format": "%", "tickCount": 5},
+        "axis": SHARES,
     }
     y = {"field": "error", "type": "quantitative", "title": measure}
     color = {"field": "block", "type": "quantitative", "scale": {"range": BLOCKS}, "title": "block", "legend": None}
@@ -168,7 +170,13 @@ def predicted(rows: Rows) -> Spec:
     return figure(
         "Predicted share of units that stays per block, at the size that the slider asks for.",
         shown,
-        mark={"type": "line", "point": True},
+        layer=[
+            {
+                "transform": [{"filter": f"datum.kind == '{kind}'"}],
+                "mark": {"type": "line", "strokeWidth": width, "point": {"size": 25 * width, "opacity": 1}},
+            }
+            for kind, width in zip(kinds, (UNDER, *[OVER] * len(kinds)), strict=False)
+        ],
         encoding={
             "x": {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS},
             "y": {
@@ -294,7 +302,7 @@ def _excess(rows: Rows, there: str, home: str) -> Spec:
     worst = max(rows, key=lambda row: row["value"])
     y = {"field": "text", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
     tip = [_field("text"), *(_field(name, name, ".3f") for name in ("value", "low", "high"))]
-    x = {"type": "quantitative", "scale": ROOMY, "title": f"ratio to dense, over that on {home}"}
+    x = {"type": "quantitative", "scale": ROOMY, "title": ["ratio to dense,", f"over that on {home}"]}
     return figure(
         f"Ratio to dense on {there} over that on {home}. Most: {worst['text']}, {worst['value']:.3f}.",
         rows,
@@ -366,7 +374,7 @@ def speed(rows: Rows) -> Spec:
     tip = [_field("measure"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
     said = ", ".join(f"{row['measure']} {row['value']:.2f}x" for row in rows)
     kinds = ["better than dense", "no better"]
-    shown = [{**row, "kind": kinds[(row["value"] > 1) != row["more"]]} for row in rows]
+    shown = [{**row, "kind": kinds[not (row["value"] > 1 if row["more"] else row["value"] < 1)]} for row in rows]
     layers = _intervals(x, y, tip)
     for layer in layers[1:]:
         layer["encoding"]["color"] = _kinds(kinds)

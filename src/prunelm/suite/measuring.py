@@ -111,8 +111,8 @@ def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, A
     plan, path = source.plan(), source.folder / "README.md"
     if plan is None or not path.is_file():
         return
-    if path.read_text(encoding="utf-8") in (model_card(plan), model_card(plan, measured(before, task))):
-        write_whole(path, model_card(plan, measured(found, task)))
+    if path.read_text(encoding="utf-8") in (model_card(plan), model_card(plan, measured(before, task, plan))):
+        write_whole(path, model_card(plan, measured(found, task, plan)))
 
 
 def _run(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..card import Measured
+from ..doubts import doubts
 from ..similarity import ALIKE
 
 Row = tuple[str, str, str, str]
@@ -18,28 +19,7 @@ def summary(found: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
-    """What must be said beside the numbers: text that the model was calibrated on, and text for which nobody knows."""
-    said: dict[str, None] = {}
-    for part in found["parts"].values():
-        texts = [(part["text"]["name"], part.get("overlap"))] if "text" in part else []
-        texts += [(row["text"], row.get("overlap")) for row in part["results"].get("others", ())]
-        for name, met in texts:
-            said.update(dict.fromkeys(_flag(name, met) if met else ()))
-    return list(said)
-
-
-def _flag(name: str, met: Mapping[str, Any]) -> Iterator[str]:
-    if met.get("flagged"):
-        yield (
-            f"{name}: about {met['share']:.0%} of its 8-word passages are in the calibration text ({met['shared']} of "
-            f"{met['checked']} checked). These numbers flatter the pruned model."
-        )
-    elif "unknown" in met and "none needed" not in met["unknown"] and "self-generated" not in met["unknown"]:
-        yield f"whether {name} was calibrated on is not known: {met['unknown']}"
-
-
-def measured(found: Mapping[str, Any], task: str) -> Measured | None:
+def measured(found: Mapping[str, Any], task: str, pruning: Mapping[str, Any]) -> Measured | None:
     """What the model card says of an evaluation; None before part `quality` was measured."""
     part = found["parts"].get("quality")
     if part is None:
@@ -50,7 +30,8 @@ def measured(found: Mapping[str, Any], task: str) -> Measured | None:
     pairs = {"kl_to_dense": "kl", "cosine_to_dense": "cosine"}
     metrics |= {label: results[name]["value"] for label, name in pairs.items() if name in results}
     rows = [tuple(cell.replace("+-", "±") for cell in row) for row in summary(found)]
-    return Measured(rows=rows, notes=notes(found), text=part["text"]["name"], task=_TASKS[task], metrics=metrics)
+    known, text = doubts(pruning, found), part["text"]["name"]
+    return Measured(rows=rows, doubts=known, text=text, task=_TASKS[task], metrics=metrics)
 
 
 _TASKS = {
@@ -184,7 +165,8 @@ def _widths(found: Mapping[str, Any]) -> Iterator[Row]:
     for row in found["widths"]:
         best = min(row["wider"], key=lambda wider: wider["reading"]["value"], default=None)
         said = f"{best['width']:,} wide: {_ratio(best['reading'])} its time" if best else "nothing wider to try"
-        where = f"{row['site']} {row['width']:,} wide, {row['blocks']} block{'s' if row['blocks'] > 1 else ''}"
+        site, blocks = row["site"].replace("ffn", "FFN"), f"{row['blocks']} block{'s' if row['blocks'] > 1 else ''}"
+        where = f"{site} {row['width']:,} wide, {blocks}"
         yield f"{where}, ms for 512 tokens", "", f"{1000 * row['reading']:.3f}", said
 
 
