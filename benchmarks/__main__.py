@@ -2,9 +2,9 @@
 
 `python -m benchmarks quality` measures all recipes at five sizes, the sweep of two from 10 to 90 % and zero-shot tasks,
 `python -m benchmarks siblings` OSP, AEF, HyWIA and LIAR beside their ingredients, `python -m benchmarks robustness`
-noise and text of other kinds, `python -m benchmarks fuzz` damaged files of every kind, `python -m benchmarks stream`
-what streaming takes and how cost grows, `python -m benchmarks processes` two processes against one, `python -m
-benchmarks faults` kills at any moment and other faults; all write the page.
+noise and text of other kinds, `python -m benchmarks fuzz` and `guided` damaged files of every kind, `python -m
+benchmarks stream` what streaming takes and how cost grows, `python -m benchmarks processes` two processes against one,
+`python -m benchmarks faults` kills at any moment and other faults; all write the page.
 `--device cuda` computes there, and `--workers 6` lets six processes share the cells, which a GPU is wide enough for.
 Timings need one worker and a quiet machine.
 """
@@ -22,6 +22,7 @@ from . import (
     budgets,
     faults,
     fuzz,
+    guided,
     large,
     overhead,
     processes,
@@ -45,6 +46,7 @@ RUNS = {
     "zero-shot": zero_shot.main,
     "robustness": robustness.main,
     "fuzz": fuzz.main,
+    "guided": guided.main,
     "processes": processes.main,
     "faults": faults.main,
     "stream": streaming.main,
@@ -54,7 +56,7 @@ RUNS = {
 }
 
 SHORT = {"quality": ["frontier", "sweep", "zero-shot"]} | {
-    name: [name] for name in ("siblings", "robustness", "fuzz", "stream", "budgets", "processes", "faults")
+    name: [name] for name in ("siblings", "robustness", "fuzz", "guided", "stream", "budgets", "processes", "faults")
 }
 
 

@@ -45,7 +45,7 @@ def write() -> None:
         *_streaming(read("streaming")),
         *_processes(read("processes")),
         *_faults(read("faults")),
-        *_fuzz(read("fuzz")),
+        *_fuzz(read("fuzz"), read("guided")),
     ]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
@@ -542,10 +542,11 @@ def _faults(entries: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _fuzz(entries: Mapping[str, Any]) -> list[str]:
+def _fuzz(entries: Mapping[str, Any], guided: Mapping[str, Any]) -> list[str]:
     """Damaged files of every kind, and what became of them."""
     if not entries:
         return []
+    once = sum(len(found.get("once", ())) for found in (*entries.values(), *guided.values()))
     lines = [
         "## Damaged files",
         "",
@@ -554,8 +555,22 @@ def _fuzz(entries: Mapping[str, Any]) -> list[str]:
         "hypothesis from a fixed seed. Refused means one line that says why. Memory is what Python allocates beyond "
         f"twice the file, {FIXED / 2**20:g} MiB of which are allowed as the reader's own. A file that takes more is "
         "read again: what it does not need twice is the interpreter's (a table that grows, a late import), "
-        f"{sum(len(found.get('once', ())) for found in entries.values())} times here.",
+        f"{once} times here.",
         "",
+        *_damaged(entries),
+    ]
+    if guided:
+        lines += [
+            "`python -m benchmarks guided`: the same, but atheris chooses: what reaches untried branches of PruneLM's "
+            "code is kept and varied.",
+            "",
+            *_damaged(guided),
+        ]
+    return lines
+
+
+def _damaged(entries: Mapping[str, Any]) -> list[str]:
+    lines = [
         _row(["kind", "files", "refused", "crashes", "hangs", "too much memory", "most memory, kB", "longest, s"]),
         _row(["---"] * 8),
     ]
