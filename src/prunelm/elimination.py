@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .placement import ROWS
+
 BLOCK = 64
 
 
@@ -35,31 +37,36 @@ def eliminate(
     if units.shape[1] == 1 and strata == 1:
         order = units[:, 0]
         in_place = len(order) == len(cross) and bool((order.diff() == 1).all())
-        own = [cross, inverse] if in_place else [m[order][:, order] for m in (cross, inverse)]
-        del cross, inverse
-        return _channels(own)
+        cross, inverse = (m if in_place else m[order][:, order] for m in (cross, inverse))
+        return _channels(cross, inverse)
     return _groups(cross, inverse, units, strata)
 
 
-def _channels(own: list[Float[Tensor, "channel channel"]]) -> tuple[Int[Tensor, " channel"], Float[Tensor, " channel"]]:
-    """Single channels; downdates wait until a block of them can be done as one matrix product.
-
-    Cross and inverse are taken out of the list, so that their memory goes as they shrink.
-    """
-    inverse, cross = own.pop(), own.pop()
+def _channels(
+    cross: Float[Tensor, "channel channel"], inverse: Float[Tensor, "channel channel"]
+) -> tuple[Int[Tensor, " channel"], Float[Tensor, " channel"]]:
+    """Single channels; downdates wait until a block of them can be done as one matrix product."""
     alive = torch.arange(len(cross), device=cross.device)
     order, costs = [], []
     while len(alive):
         removed, price, keep, columns, tails, pivots = _block(cross, inverse, min(BLOCK, len(alive)))
         order.append(alive[removed])
         costs.append(price)
-        alive, columns, tails = alive[keep], columns[keep], tails[keep]
-        inverse = inverse[keep][:, keep]
-        inverse -= (columns * pivots) @ columns.T
-        cross = cross[keep][:, keep]
-        cross -= tails @ columns.T
-        cross -= columns @ tails.T
+        left = keep.nonzero().flatten()
+        alive, columns, tails = alive[left], columns[left], tails[left]
+        inverse, cross = _drawn_together(inverse, left), _drawn_together(cross, left)
+        inverse.addmm_(columns * pivots, columns.T, alpha=-1)
+        cross.addmm_(tails, columns.T, alpha=-1)
+        cross.addmm_(columns, tails.T, alpha=-1)
     return torch.cat(order), torch.cat(costs)
+
+
+def _drawn_together(matrix: Float[Tensor, "channel channel"], left: Int[Tensor, " left"]) -> Float[Tensor, "left left"]:
+    """Some rows and columns, in ascending order, moved to the front of the matrix; no second one is made."""
+    for start in range(0, len(left), ROWS):
+        rows = left[start : start + ROWS]
+        matrix[start : start + len(rows), : len(left)] = matrix.index_select(0, rows).index_select(1, left)
+    return matrix[: len(left), : len(left)]
 
 
 def _block(
@@ -100,7 +107,6 @@ def _groups(
     strata: int,
 ) -> tuple[Int[Tensor, " unit"], Float[Tensor, " unit"]]:
     """Units of several channels, such as heads; each removal is one downdate of the width of a unit."""
-    cross, inverse = cross.clone(), inverse.clone()
     stratum = torch.arange(len(units), device=cross.device) // (len(units) // strata)
     alive = list(range(len(units)))
     order, costs = [], []
@@ -115,9 +121,9 @@ def _groups(
         best = int(price.argmin())
         unit, g = choices[best], index[best]
         columns = inverse[:, g] @ solved[best]
-        old = cross[:, g]
-        cross = cross - old @ columns.T - columns @ old.T + columns @ cross[g][:, g] @ columns.T
-        inverse = inverse - columns @ inverse[g]
+        old, among = cross[:, g], cross[g][:, g]
+        cross.addmm_(old, columns.T, alpha=-1).addmm_(columns, old.T, alpha=-1).addmm_(columns @ among, columns.T)
+        inverse.addmm_(columns, inverse[g], alpha=-1)
         alive.remove(unit)
         open_strata.discard(int(stratum[unit]))
         order.append(unit)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .distributed import summed, summed_number
 from .errors import CalibrationError
-from .placement import exact
+from .placement import ROWS, exact
 
 
 class Moments:
@@ -179,14 +179,21 @@ class CrossMoments:
         kept: Int[Tensor, " kept"] | None = None,
     ) -> float:
         """E||y - W x - b||^2 / E||y||^2, in closed form; 0 is a perfect fit. `kept` are the channels that W reads."""
-        w = exact(weight)
-        b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else exact(bias)
         n = self.x.tokens
-        gram, total, cross = self.x.gram, self.x.total, self.cross
+        gram, total = self.x.gram, self.x.total
+        columns = torch.arange(len(gram)) if kept is None else kept
         if kept is not None:
-            gram, total, cross = gram[kept][:, kept], total[kept], cross[:, kept]
-        fit = (w @ gram * w).sum() + 2 * (b * (w @ total)).sum() + n * b.square().sum()
-        both = (w * cross).sum() + (b * self.y_total).sum()
+            gram, total = gram[kept[:, None], kept], total[kept]
+        fit, both = torch.zeros_like(self.y_square[0]), torch.zeros_like(self.y_square[0])
+        for start in range(0, len(weight), ROWS):
+            rows = slice(start, start + ROWS)
+            w = exact(weight[rows])
+            fit += ((w @ gram) * w).sum()
+            both += (w * self.cross[rows][:, columns]).sum()
+            if bias is not None:
+                b = exact(bias[rows])
+                fit += 2 * (b * (w @ total)).sum() + n * b.square().sum()
+                both += (b * self.y_total[rows]).sum()
         return float((self.y_square.sum() - 2 * both + fit) / self.y_square.sum().clamp_min(1e-300))
 
 

@@ -13,6 +13,8 @@ from .errors import DeviceError
 
 CPU = torch.device("cpu")
 KINDS = ("cpu", "cuda", "mps")
+ROWS = 256
+"""Rows of a large matrix worked on at a time, where each needs several more of its kind."""
 
 
 def find_device(name: str | None = None) -> torch.device:

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from .distributed import by_one
 from .errors import CalibrationError
+from .placement import ROWS
 
 FACTORS = (1, 10, 100, 1_000, 10_000)
-ROWS = 256
-"""Outputs solved for at a time: each needs several rows in the dtype of the moments."""
 
 
 def damped_fit(

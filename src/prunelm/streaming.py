@@ -20,7 +20,7 @@ from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .scratch import FILE, SPARE, Scratch, check_room, rounded
 from .shelf import Shelf
-from .stream import Batch, Room, States
+from .stream import Batch, Room, States, large_returned
 from .verify import PROOF_TOKENS, proof_inputs
 from .workbench import Workbench
 
@@ -168,8 +168,10 @@ def streamed(
         return files[-1].states()
 
     deep = partial(states, layers=len(shelf.blocks) + 2, name="entering.bin")
+    room = Room(opened=shelf.opened, finished=pressing.finished, states=states, deep=deep, sums=how.sums)
     try:
-        yield pressing, Room(opened=shelf.opened, finished=pressing.finished, states=states, deep=deep, sums=how.sums)
+        with large_returned():
+            yield pressing, room
     finally:
         for file in files:
             file.close()
