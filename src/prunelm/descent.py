@@ -9,6 +9,9 @@ changing its repaired weight from W to V is expected to cost
 
 and a knapsack within a trust region chooses the next plan, which is kept only if its measured divergence is less. The
 coupling c makes up for errors of different sites, which add up to more than independent ones would.
+
+Sites whose smallest step is larger than the trust region (a KV group of three) leap: when a round with leaps brings too
+little, they stay as they are from then on, and the others go on in small steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,12 +44,13 @@ Damage = dict[str, Float[Tensor, " option"]]
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """Where a search is: the plan, its divergence, and how far to go next."""
+    """Where a search is: the plan, its divergence, how far to go next, and whether coarse sites stay as they are."""
 
     removed: dict[str, int]
     divergence: float
     step: int
     trust: float = TRUST
+    settled: bool = False
 
 
 def descend(
@@ -85,7 +89,7 @@ def descend(
         progress("searching", n, rounds)
         now = _State(**journal.entry(lambda now=state: asdict(_round(view, now))))  # type: ignore[misc]
         tried += 1
-        stuck = now.trust < LEAST_TRUST or (now.removed == state.removed and now.trust == state.trust)
+        stuck = now.trust < LEAST_TRUST or now == state
         state = now
         if stuck:
             break
@@ -135,6 +139,8 @@ class _View:
         for site in self.sites:
             options, at = self.options[site.key], state.removed[site.key]
             low, high = within(options, at, state.trust * site.n_units)
+            if state.settled and coarse(options, site.n_units):
+                low = high = at
             ends = {o: self._change(site, slopes[site.key], at, o) for o in {low, high} - {at}}
             inside = torch.tensor([low <= o <= high for o in options])
             slope = line_through(at, {o: end[0] for o, end in ends.items()}, options)
@@ -167,14 +173,22 @@ def _round(view: _View, state: _State) -> _State:
         return replace(state, trust=state.trust / 2)
     hoped = sum(float(damage[key][view.options[key].index(n)]) for key, n in removed.items())
     now = rehearsed(removed, view.rehearsal, view.divergence)
-    change, trust = now - state.divergence, state.trust
-    if change >= POOR * hoped:
+    change, trust, settled = now - state.divergence, state.trust, state.settled
+    leaps = any(coarse(view.options[s.key], s.n_units) and removed[s.key] != state.removed[s.key] for s in view.sites)
+    if change >= POOR * hoped and leaps:
+        settled = True
+    elif change >= POOR * hoped:
         trust /= 2
     elif change < GOOD * hoped:
         trust = min(2 * trust, TRUST)
     if change >= 0:
-        return replace(state, trust=trust)
-    return _State(removed=removed, divergence=now, step=step, trust=trust)
+        return replace(state, trust=trust, settled=settled)
+    return _State(removed=removed, divergence=now, step=step, trust=trust, settled=settled)
+
+
+def coarse(options: Sequence[int], units: int) -> bool:
+    """Whether one step of a site is more than a plan may move by: few heads, where no trust makes the steps smaller."""
+    return len(options) > 1 and options[1] - options[0] > TRUST * units
 
 
 def _fisher_at(
@@ -187,7 +201,7 @@ def _fisher_at(
 
 def _implied(view: _View, state: _State, curves: Mapping[str, Float[Tensor, " count"]]) -> dict[str, float]:
     """What a unit of relative error costs at a plan, by site key: the prices that other sizes are planned with."""
-    damage, prices = view.damage(state), {}
+    damage, prices = view.damage(replace(state, settled=False)), {}
     for site in view.sites:
         options = view.options[site.key]
         low, high = within(options, state.removed[site.key], state.trust * site.n_units)

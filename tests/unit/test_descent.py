@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from prunelm.descent import bowl_through, descend, line_through, within
+from prunelm.descent import _State, _View, bowl_through, coarse, descend, line_through, within
+from prunelm.fisher import output_fisher
 from prunelm.journal import Journal
 from prunelm.knapsack import knapsack
 from prunelm.plan import Budget, prunable
@@ -20,10 +21,10 @@ ROUNDS = 6
 
 
 @contextmanager
-def _search(family="llama"):
+def _search(family="llama", kinds=("ffn",)):
     """The arguments of a search on a tiny model, whose start takes all it can from the first sites."""
     model = tiny_model(family, num_hidden_layers=3)
-    sites = [site for site in find_sites(model) if site.name == "ffn"]
+    sites = [site for site in find_sites(model) if site.name in kinds]
     batches = [tiny_inputs(model, seed=seed) for seed in range(3)]
     total = prunable(sites)
     budget = Budget(target=total // 3, total=total)
@@ -113,6 +114,26 @@ def test_the_trust_region_is_whole_options():
     assert within([0, 2, 4, 6, 8], 4, 100.0) == (0, 8)
     assert within([0, 2], 0, 1.0) == (0, 2)
     assert within([3], 3, 1.0) == (3, 3)
+
+
+def test_a_site_is_coarse_where_one_step_is_more_than_the_first_trust():
+    assert coarse([0, 1, 2], 3)
+    assert not coarse([0, 16, 32], 128)
+    assert not coarse([0], 3)
+
+
+def test_coarse_sites_stay_once_their_leaps_bring_too_little():
+    with _search(kinds=("attention", "ffn")) as search:
+        sites, budget, start, rehearsal, divergence, _ = search
+        removed = {s.key: s.n_units - start[0][s.key] for s in sites}
+        fisher = output_fisher(divergence.stream.model, divergence.whole, sites, seed=0)
+        view = _View(sites, budget, rehearsal, divergence, fisher)
+        free, held = (view.damage(_State(removed=removed, divergence=0.0, step=1, settled=x)) for x in (False, True))
+        few = [s for s in sites if coarse(view.options[s.key], s.n_units)]
+        assert few
+        for site in sites:
+            count = int(held[site.key].isfinite().sum())
+            assert count == (1 if site in few else int(free[site.key].isfinite().sum()))
 
 
 def test_between_the_ends_slopes_are_smooth_and_curvatures_never_negative():
