@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 DEMO_STAMP := $(VENV)/demo-model-installed
 
-.PHONY: demo test quick lint types docs site clean
+.PHONY: demo test quick slow lint types docs site clean
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -31,6 +31,10 @@ test: $(STAMP) lint types
 quick: $(STAMP)
 	$(PYTEST) -x -q
 
+# What make test leaves out: every interruption, other versions of transformers, other programs, real models.
+slow: $(STAMP)
+	$(PYTEST) -m slow
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,6 +45,7 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
+# Material for MkDocs is maintained until May 2027, and prints that at every build but this.
 site: docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html: opens in a browser, without a network"

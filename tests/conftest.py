@@ -29,6 +29,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
+from tests.forked import verified
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -63,8 +64,15 @@ class Ran:
     err: str
 
 
-def pytest_report_header() -> str:
-    return f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """The versions, and what the run leaves out by default."""
+    versions = f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    if "not slow" not in config.option.markexpr:
+        return [versions]
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    found = {path.stem: path.read_text(encoding="utf-8").count("pytest.mark.slow") for path in files}
+    named = ", ".join(name for name, count in found.items() if count)
+    return [versions, f"left out: {sum(found.values())} slow tests (make slow) in {named}; tests/gpu (pytest -m gpu)"]
 
 
 def make_byte_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -131,6 +139,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(pseudo_english(40_000), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_proofs() -> Iterator[None]:
+    """Folders prove themselves in a forked process, but for those of commands that run in a process of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunelm.checkpoint.verified", verified)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -258,12 +258,7 @@ def prove_folder(model: PreTrainedModel, folder: Path, pressing: Pressing | None
     with tempfile.TemporaryDirectory(prefix=".proof-", dir=folder) as scratch:
         target = Path(scratch) / "expected.safetensors"
         save_file({"ids": ids, "logits": expected.contiguous()}, target)
-        run = subprocess.run(
-            [sys.executable, "-m", "prunelm.verify", str(folder), str(target), *(["streamed"] if pressing else [])],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_MODULES_CACHE": scratch},
-        )
+        run = verified(str(folder), str(target), *(["streamed"] if pressing else []), modules=scratch)
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise CheckpointError(f"the written folder did not prove itself in a fresh process: {last[:300]}")
@@ -271,6 +266,13 @@ def prove_folder(model: PreTrainedModel, folder: Path, pressing: Pressing | None
     if not gap <= TOLERANCE:
         raise CheckpointError(f"the written folder gives other logits (difference {gap:.2e}); nothing was kept")
     return gap
+
+
+def verified(*words: str, modules: str) -> subprocess.CompletedProcess[str]:
+    """What `python -m prunelm.verify` says in a fresh process that keeps the code of folders in `modules`."""
+    environment = {**os.environ, "HF_MODULES_CACHE": modules}
+    command = [sys.executable, "-m", "prunelm.verify", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def _logits(model: PreTrainedModel, ids: Int[Tensor, "1 token"]) -> Tensor:

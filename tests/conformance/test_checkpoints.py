@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tests import forked
 
 from prunelm.checkpoint import save
 from prunelm.data import Batches
@@ -70,13 +71,16 @@ def _unevenly_(model):
 
 def _run(script, root, *more, packages=None):
     """Run a script in a fresh process; `packages` is a folder of packages that hides installed ones."""
-    script = Path(__file__).parent / script
-    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    own |= {} if packages is None else {"PYTHONPATH": str(packages)}
-    environment = {**own, "HF_MODULES_CACHE": str(root.parent / "modules")} if script.stem != "load_folders" else None
-    command = [sys.executable, str(script), str(root), *map(str, more)]
-    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
-    assert run.returncode == 0, run.stderr[-2000:]
+    words = [str(Path(__file__).parent / script), str(root), *map(str, more)]
+    modules = {} if script == "load_folders.py" else {"HF_MODULES_CACHE": str(root.parent / "modules")}
+    if packages is None:
+        ran = forked.run(*words, environment=modules)
+    else:
+        own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = {**own, **modules, "PYTHONPATH": str(packages)}
+        command = [sys.executable, *words]
+        ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+    assert ran.returncode == 0, ran.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Folders that transformers saved again get back what it dropped."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 import transformers
+from tests import forked
 
 import prunelm
 from prunelm.checkpoint import save
@@ -79,8 +78,8 @@ def test_a_per_block_folder_gets_its_table_names_and_code_back(tmp_path):
         "import sys; from transformers import AutoModelForCausalLM as A; "
         "print(A.from_pretrained(sys.argv[1], trust_remote_code=True).num_parameters())"
     )
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "two")], capture_output=True, text=True)
-    assert run.stdout.strip() == str(model.num_parameters()), run.stderr
+    ran = forked.run("-c", script, str(tmp_path / "two"))
+    assert ran.stdout.strip() == str(model.num_parameters()), ran.stderr
 
 
 def test_a_complete_folder_is_left_alone(tmp_path):

@@ -1,7 +1,6 @@
 """What the documentation shows is run as it stands: commands, Python, plug-in packages, links, generated pages."""
 
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from tests import forked
 
 from prunelm.cli import app
 from prunelm.recipe import Recipe
@@ -28,22 +28,6 @@ SMALLER = {
     "liar": ["--multiple-of", "4"],
     "--for": ["--multiple-of", "4"],
 }
-
-# Run `python -m prunelm` with each line's arguments, one after the other in one process: importing torch takes longer
-# than the commands. The mark before each separates what they print.
-MARK = "---- "
-ONE_AFTER_ANOTHER = """
-import json, runpy, sys
-lines, mark = json.loads(sys.argv[1]), sys.argv[2]
-for words in lines:
-    print(mark + " ".join(words), flush=True)
-    sys.argv[1:] = words
-    try:
-        runpy.run_module("prunelm", run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        if stop.code:
-            raise
-"""
 
 
 def blocks(page, *languages):
@@ -76,20 +60,22 @@ def workplace(tiny_folder, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(tiny_folder("llama", max_position_embeddings=1024, intermediate_size=128), folder / "MODEL")
     text = text_file.read_text(encoding="utf-8")
-    half = len(text) // 2
-    (folder / "calibration.txt").write_text(text[:half], encoding="utf-8")
-    (folder / "held-out.txt").write_text(text[half : half + 5000], encoding="utf-8")
+    (folder / "calibration.txt").write_text(text[:10_000], encoding="utf-8")
+    (folder / "held-out.txt").write_text(text[-5_000:], encoding="utf-8")
     return folder
 
 
-def test_the_commands_of_the_readme_run(workplace):
+def test_the_commands_of_the_readme_run(workplace, cli, monkeypatch):
+    monkeypatch.chdir(workplace)
     lines = command_lines(ROOT / "README.md")
     assert {words[0] for words in lines} == {
         *("inspect", "plan", "prune", "calibrate", "repair", "evaluate", "report", "compare", "list")
     }
-    calls = [[*words, *(o for key, options in SMALLER.items() if key in words for o in options)] for words in lines]
-    printed = run("-c", ONE_AFTER_ANOTHER, json.dumps(calls), MARK, cwd=workplace).split(MARK)[1:]
-    shown = {" ".join(words): text for words, text in zip(lines, printed, strict=True)}
+    shown = {}
+    for words in lines:
+        ran = cli(*words, *(o for key, options in SMALLER.items() if key in words for o in options))
+        assert ran.code == 0, (words, ran)
+        shown[" ".join(words)] = ran.out
     assert "prunable" in shown["inspect MODEL"]
     assert "Nothing was written" in shown["prune MODEL OUT --sparsity 0.2 --dry-run"]
     assert "same logits" in shown["prune MODEL OUT --sparsity 0.2 --text calibration.txt"]
@@ -112,9 +98,10 @@ def test_the_python_of_the_readme_and_of_the_quickstart_runs(workplace):
 
 
 @pytest.mark.parametrize("recipe", ["l2", "random"])
-def test_the_lora_of_the_page_on_recovery_trains_and_merges(workplace, recipe):
+def test_the_lora_of_the_page_on_recovery_trains_and_merges(workplace, cli, recipe, monkeypatch):
+    monkeypatch.chdir(workplace)
     options = ["--sparsity", "0.3", "--recipe", recipe, "--force", *(["--per-block"] if recipe == "random" else [])]
-    run("-m", "prunelm", "prune", "MODEL", "OUT", *options, cwd=workplace)
+    assert cli("prune", "MODEL", "OUT", *options).code == 0
     (page,) = blocks(ROOT / "docs" / "recover.md", "python")
     checks = """
 before = prunelm.load("OUT")
@@ -124,7 +111,8 @@ with torch.no_grad():
     losses = [float(m(**batch, labels=batch["input_ids"]).loss) for m in (before, merged)]
 print("shapes", same, "moved", moved > 0, "better", losses[1] < losses[0])
 """
-    assert "shapes [] moved True better True" in run("-c", page + checks, cwd=workplace)
+    ran = forked.run("-c", page + checks, cwd=workplace)
+    assert "shapes [] moved True better True" in ran.stdout, ran.stderr
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=lambda page: page.name)

@@ -1,10 +1,9 @@
 """`prunelm prune --hidden`: fewer channels in the residual stream, written, opened elsewhere, refused by name."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from tests import forked
 from transformers import AutoModelForCausalLM
 
 import prunelm
@@ -29,8 +28,9 @@ def _prune(cli, model, out, text_file, *options, sparsity=0.4):
 
 def _sizes_in_a_fresh_process(folder):
     script = "import sys, prunelm; m = prunelm.load(sys.argv[1]); print(m.config.hidden_size, m.num_parameters())"
-    run = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
-    return [int(part) for part in run.stdout.split()]
+    ran = forked.run("-c", script, str(folder))
+    assert ran.returncode == 0, ran.stderr
+    return [int(part) for part in ran.stdout.split()]
 
 
 def test_a_narrow_llama_is_a_stock_llama(run_cli, tiny_folder, text_file, tmp_path):
@@ -51,9 +51,9 @@ def test_a_narrow_llama_is_a_stock_llama(run_cli, tiny_folder, text_file, tmp_pa
     assert all(entry["error"] <= entry["error_before"] for entry in readers.values())
 
 
-def test_a_narrow_bert_opens_with_our_loader(run_cli, tiny_folder, sentences, tmp_path):
+def test_a_narrow_bert_opens_with_our_loader(cli, tiny_folder, sentences, tmp_path):
     folder = tiny_folder("bert", model_class="BertForSequenceClassification")
-    ran = _prune(run_cli, folder, tmp_path / "out", sentences, "--per-block", "--json")
+    ran = _prune(cli, folder, tmp_path / "out", sentences, "--per-block", "--json")
     assert ran.code == 0, ran
     facts = json.loads(ran.out)
     assert facts["loader"] == "prunelm"

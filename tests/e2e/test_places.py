@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forked
 
 from prunelm.errors import OutputError
 from prunelm.locking import locked
@@ -129,22 +131,21 @@ def test_output_that_cannot_be_written(tiny_folder: Callable[..., Path]) -> None
 
 
 def test_a_journal_is_on_the_disk_when_its_process_is_killed(
-    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path, tmp_path_factory: Any
 ) -> None:
     out = tmp_path / "evaluation.json"
-    command = [sys.executable, "-m", "prunelm", "evaluate", tiny_folder("llama"), "--text", text_file, "--length", "8"]
-    command += ["--max-tokens", "3200"]
-    process = subprocess.Popen([*map(str, command), "--out", str(out)], stdout=subprocess.DEVNULL)
+    command = ["evaluate", tiny_folder("llama"), "--text", text_file, "--length", "8", "--max-tokens", "3200"]
+    command += ["--out", out]
+    process = forked.start(tmp_path_factory.mktemp("heard"), "-m", "prunelm", *map(str, command))
     end = time.monotonic() + 120
     while not (found := list(tmp_path.glob(".*.journal"))) or len(found[0].read_bytes().splitlines()) < 4:
-        assert process.poll() is None
+        assert process.code is None, process.err
         assert time.monotonic() < end
         time.sleep(0.02)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     before = found[0].read_bytes()
-    ran = subprocess.run([*map(str, command), "--out", str(out)], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    assert cli(*command).code == 0
     assert before
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
     assert json.loads(out.read_text())["parts"]["quality"]["results"]["predicted"] > 0

@@ -3,11 +3,10 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from tests import forked
 
 from prunelm import evaluation, workbench
 from prunelm.workbench import Workbench, place_of
@@ -196,15 +195,15 @@ def test_an_interrupt_keeps_what_has_cost_time(cli, tiny_folder, text_file, tmp_
     assert cli("prune", "--resume", out).code == 0
 
 
-def test_killed_for_real(cli, run_cli, tiny_folder, text_file, tmp_path, unproven):
+def test_killed_for_real(cli, run_cli, tiny_folder, text_file, tmp_path, tmp_path_factory, unproven):
     """kill -9 from outside at some moment of the work, which goes on in a fresh process."""
     out = tmp_path / "out"
     options = (tiny_folder("llama", num_hidden_layers=4), out, "--text", text_file, *SMALL, "--samples", "100")
-    command = [sys.executable, "-m", "prunelm", "prune", *map(str, options)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    heard = tmp_path_factory.mktemp("heard")
+    process = forked.start(heard, "-m", "prunelm", "prune", *map(str, options))
     end = time.monotonic() + 120
     while len(list(place_of(out).rglob("block-*"))) < 2:
-        assert process.poll() is None
+        assert process.code is None, process.err
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

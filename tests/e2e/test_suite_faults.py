@@ -1,11 +1,8 @@
 """What can go wrong with an evaluation, as a user meets it: one line each, and nothing lost after a kill."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import forked
 
 import prunelm
 from conftest import pseudo_english
@@ -42,16 +40,16 @@ def places(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 
 def test_killed_in_the_middle_it_goes_on_with_the_same_numbers(
-    cli: Callable[..., Any], places: dict[str, Path], tmp_path: Path
+    cli: Callable[..., Any], places: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     words = ("evaluate", places["OUT"], "--text", places["text.txt"], "--against", places["DENSE"], "--length", "32")
     out, whole = tmp_path / "evaluation.json", tmp_path / "whole.json"
-    command = [sys.executable, "-m", "prunelm", *map(str, words), "--out", str(out)]
-    running = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    heard = tmp_path_factory.mktemp("heard")
+    running = forked.start(heard, "-m", "prunelm", *map(str, words), "--out", str(out))
     journal: list[Path] = []
     deadline = time.monotonic() + 120
     while not (journal and journal[0].read_text().count("\n") > 20):
-        assert running.poll() is None, "it ended before it could be killed"
+        assert running.code is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
         journal = list(tmp_path.glob(".evaluation.json.quality-*.journal"))

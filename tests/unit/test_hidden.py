@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import forked
 
 from prunelm import testing
 from prunelm.architectures import ARCHITECTURES, lookup
@@ -79,8 +78,8 @@ def folders(tmp_path_factory):
         save(model, report, root / f"{name}-{mode}", prove=False)
         models[name, mode] = model
     script = Path(__file__).parents[1] / "conformance" / "load_folders.py"
-    run = subprocess.run([sys.executable, str(script), str(root)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
+    ran = forked.run(str(script), str(root))
+    assert ran.returncode == 0, ran.stderr[-2000:]
     return root, models, load_file(root / "found.safetensors")
 
 
