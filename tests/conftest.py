@@ -29,7 +29,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
-from tests.forked import verified
+from tests import forked
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -145,7 +145,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forked_proofs() -> Iterator[None]:
     """Folders prove themselves in a forked process, but for those of commands that run in a process of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunelm.checkpoint.verified", verified)
+        patch.setattr("prunelm.checkpoint.verified", forked.verified)
         yield
 
 
@@ -156,6 +156,17 @@ def run_cli() -> Callable[..., Ran]:
     def run(*args: object) -> Ran:
         command = [sys.executable, "-m", "prunelm", *map(str, args)]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+        return Ran(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def forked_cli() -> Callable[..., Ran]:
+    """The same in a process forked from one that has imported the libraries; see `tests.forked`."""
+
+    def run(*args: object) -> Ran:
+        done = forked.run("-m", "prunelm", *map(str, args))
         return Ran(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return run

@@ -33,8 +33,8 @@ def _sizes_in_a_fresh_process(folder):
     return [int(part) for part in ran.stdout.split()]
 
 
-def test_a_narrow_llama_is_a_stock_llama(run_cli, tiny_folder, text_file, tmp_path):
-    ran = _prune(run_cli, tiny_folder("llama"), tmp_path / "out", text_file, "--json")
+def test_a_narrow_llama_is_a_stock_llama(cli, tiny_folder, text_file, tmp_path):
+    ran = _prune(cli, tiny_folder("llama"), tmp_path / "out", text_file, "--json")
     assert ran.code == 0, ran
     facts = json.loads(ran.out)
     assert facts["loader"] == "transformers"

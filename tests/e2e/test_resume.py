@@ -195,8 +195,8 @@ def test_an_interrupt_keeps_what_has_cost_time(cli, tiny_folder, text_file, tmp_
     assert cli("prune", "--resume", out).code == 0
 
 
-def test_killed_for_real(cli, run_cli, tiny_folder, text_file, tmp_path, tmp_path_factory, unproven):
-    """kill -9 from outside at some moment of the work, which goes on in a fresh process."""
+def test_killed_for_real(cli, tiny_folder, text_file, tmp_path, tmp_path_factory, unproven):
+    """kill -9 from outside at some moment of the work, which goes on in another process."""
     out = tmp_path / "out"
     options = (tiny_folder("llama", num_hidden_layers=4), out, "--text", text_file, *SMALL, "--samples", "100")
     heard = tmp_path_factory.mktemp("heard")
@@ -208,7 +208,7 @@ def test_killed_for_real(cli, run_cli, tiny_folder, text_file, tmp_path, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    ran = run_cli("prune", "--resume", out, "--json")
+    ran = cli("prune", "--resume", out, "--json")
     assert ran.code == 0, ran
     resumed = tree(out)
     assert json.loads(ran.out)["out"] == str(out)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from conftest import pseudo_english
+from prunelm.doubts import notes
 from prunelm.errors import CalibrationError, DataError, EvaluationError, PruneLMError
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.suite import Setting, parts
 from prunelm.suite.measuring import measure
-from prunelm.suite.summary import notes, summary
+from prunelm.suite.summary import summary
 
 LENGTH = 32
 QUICK = {"length": LENGTH, "max_tokens": 8 * LENGTH, "rounds": 2, "prompts": 3, "new_tokens": 6, "pseudo_tokens": 40}
