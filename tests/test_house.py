@@ -15,7 +15,7 @@ LAYERS = [
     {"registry", "policy", "locking", "gguf_header", "forms", "distributed"},
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
-    {"stream", "plan", "architectures", "stock", "hidden"},
+    {"stream", "plan", "architectures", "stock", "hidden", "spreading"},
     {"targets"},
     {
         "similarity",

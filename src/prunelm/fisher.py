@@ -39,9 +39,11 @@ def output_fisher(
     Source: arXiv 1503.05671 (Kronecker factors of the Fisher matrix); the use is ours.
     """
     generator = torch.Generator().manual_seed(seed)
-    place = statistics_device(model.device)
-    outputs = {site.key: len(weight_of(site.consumer.layer)) for site in sites}
-    found = {key: torch.zeros(n, n, dtype=torch.float64, device=place) for key, n in outputs.items()}
+    found = {}
+    for site in sites:
+        weight = weight_of(site.consumer.layer)
+        place = statistics_device(weight.device)
+        found[site.key] = torch.zeros(len(weight), len(weight), dtype=torch.float64, device=place)
     rows = 0
     handles = [site.consumer.layer.register_forward_hook(adder(found[site.key])) for site in sites]
     # Weights of the first block alone collect gradients: that makes autograd pass all the others' outputs.

@@ -19,7 +19,7 @@ from .gradients import differentiable, gradient_of, sequences_of
 from .losses import Objective
 from .placement import exact
 from .sites import Site, Slot, bias_of, find_blocks, weight_of
-from .stream import release_memory
+from .stream import forwards_replaced, release_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +122,8 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
     def again(forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-    for block in blocks:
-        block.forward = again(block.forward)
-    try:
+    with forwards_replaced(blocks, {i: again(block.forward) for i, block in enumerate(blocks)}):
         yield
-    finally:
-        for block in blocks:
-            del block.forward
 
 
 def _slots(site: Site) -> tuple[Slot, ...]:

@@ -20,8 +20,9 @@ from .errors import CheckpointError, PruneLMError, UnsupportedModelError
 from .forms import check_form
 from .hidden import built_width, narrow_hidden_
 from .per_block import stock_names
-from .placement import CPU, find_device, placed
+from .placement import AUTO, CPU, find_device, placed, spreads
 from .sites import Site, SiteSpec, find_sites, gone_sites, narrow_
+from .spreading import spread
 
 FORMAT = 1
 PLAN_FILE = "pruning.json"
@@ -73,7 +74,7 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 class Source:
     """Where a model is: the name the user gave, its folder, and the GGUF file in it, if that is what it is.
 
-    `device` is where it computes once it is loaded.
+    `device` is where it computes once it is loaded; `spread`: the first of several with some blocks each.
     """
 
     name: str
@@ -82,6 +83,12 @@ class Source:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     device: torch.device = CPU
+    spread: bool = False
+
+    @property
+    def where(self) -> str:
+        """The name of its device, as `find_model` takes it."""
+        return AUTO if self.spread else str(self.device)
 
     def config(self) -> dict[str, Any]:
         """The config.json, in the words of stock transformers."""
@@ -140,7 +147,7 @@ def find_model(
     path, place = Path(name), find_device(device)
     if path.suffix == ".gguf":
         check_gguf(path)
-        return Source(name=str(name), folder=path.parent, gguf=path.name, device=place)
+        return Source(name=str(name), folder=path.parent, gguf=path.name, device=place, spread=spreads(device))
     folder = path if path.is_dir() else _from_hub(str(name), allow_pickle)
     source = Source(
         name=str(name),
@@ -148,6 +155,7 @@ def find_model(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         device=place,
+        spread=spreads(device),
     )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: not a model folder, it has no config.json")
@@ -276,7 +284,7 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
         raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
     if quantized is not None:
         forget_quantization_(model)
-    return placed(model.eval(), source.device)
+    return _on_its_devices(model.eval(), source)
 
 
 def unmapped(folder: Path) -> dict[str, Any] | None:
@@ -314,6 +322,10 @@ def _answered(source: Source, what: str) -> Iterator[None]:
         raise CheckpointError(f"{source.name}: {what}: {lines[0][:300]}") from error
 
 
+def _on_its_devices(model: PreTrainedModel, source: Source) -> PreTrainedModel:
+    return spread(model) if source.spread else placed(model, source.device)
+
+
 def _class_named(source: Source) -> Any:
     raw = source.config()
     names = raw.get("architectures") or []
@@ -339,7 +351,7 @@ def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with _answered(source, "cannot be loaded"):
         model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), gguf_file=source.gguf, **options)
     forget_quantization_(model)
-    return placed(model.eval(), source.device)
+    return _on_its_devices(model.eval(), source)
 
 
 def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:

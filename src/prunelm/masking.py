@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .sites import Site, find_blocks, weight_of
-from .stream import pass_on
+from .stream import forwards_replaced, pass_on
 
 
 class Mask:
@@ -19,12 +19,12 @@ class Mask:
         self.sites = sites
         self.blocks = find_blocks(model)[1]
         self.columns: dict[str, Tensor] = {}
+        self._skipped = contextlib.ExitStack()
 
     def open(self) -> None:
         """Keep everything."""
         self.columns = {}
-        for block in self.blocks:
-            vars(block).pop("forward", None)
+        self._skipped.close()
 
     def keep(self, kept: Mapping[str, Int[Tensor, " kept"]]) -> None:
         """Keep these units of the sites, and everything else."""
@@ -39,8 +39,7 @@ class Mask:
     def skip(self, blocks: Collection[int]) -> None:
         """Step over some blocks, and keep everything else."""
         self.open()
-        for i in blocks:
-            self.blocks[i].forward = pass_on
+        self._skipped.enter_context(forwards_replaced(self.blocks, dict.fromkeys(blocks, pass_on)))
 
     def reader(self, site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         """The hook of a site's consumer."""

@@ -42,7 +42,6 @@ def observe(
     Raises:
         CalibrationError: statistics are not finite; names the block.
     """
-    place = statistics_device(stream.model.device)
     wanted: dict[tuple[str, str], tuple[str, Moments]] = {}
     for site in sites:
         asked = set(needs[site.name])
@@ -50,9 +49,10 @@ def observe(
             asked.add("consumer")
         for need in asked & {"consumer", "held", "producer"}:
             path = first_producer(site) if need == "producer" else site.spec.consumer[0]
-            channels = weight_of(site.root.get_submodule(path)).shape[1]
+            weight = weight_of(site.root.get_submodule(path))
+            place = statistics_device(weight.device)
             full = need != "consumer" or "gram" in asked
-            wanted[site.key, need] = (path, Moments(channels, full=full, device=place, dtype=stream.room.sums))
+            wanted[site.key, need] = (path, Moments(weight.shape[1], full=full, device=place, dtype=stream.room.sums))
     for b in range(len(stream.batches)):
         now = [w for (_, need), w in wanted.items() if b in batches[need]]
         if now or advance:
@@ -92,10 +92,10 @@ def observe_pair(
         through: the dense layer whose output is the target; without it the dense input is.
         advance: see `dense`.
     """
-    width = weight_of(stream.blocks[i].get_submodule(path)).shape[1]
+    weight = weight_of(stream.blocks[i].get_submodule(path))
     targets = weight_of(original.get_submodule(path)).shape[1] if through is None else len(weight_of(through))
-    place = statistics_device(stream.model.device)
-    moments = CrossMoments(targets, width, device=place, dtype=stream.room.sums)
+    place = statistics_device(weight.device)
+    moments = CrossMoments(targets, weight.shape[1], device=place, dtype=stream.room.sums)
     for b in batches:
         (target,) = dense.capture(i, b, [path], block=original, advance=advance)
         (x,) = stream.capture(i, b, [path])

@@ -13,6 +13,8 @@ from .errors import DeviceError
 
 CPU = torch.device("cpu")
 KINDS = ("cpu", "cuda", "mps")
+AUTO = "auto"
+"""In place of a device: all GPUs of this machine, each with some of the blocks; where there is one or none, that."""
 ROWS = 256
 """Rows of a large matrix worked on at a time, where each needs several more of its kind."""
 
@@ -21,12 +23,12 @@ def find_device(name: str | None = None) -> torch.device:
     """The device that a name means, checked to be there; without a name a GPU of CUDA where there is one, else the CPU.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1` or `mps`.
+        name: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, which means the first of several GPUs (see `spreads`).
 
     Raises:
         DeviceError: no such device here; says which there are.
     """
-    if name is None:
+    if name in (None, AUTO):
         return _one_of_several(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     kind, _, index = name.partition(":")
     if kind not in KINDS or (index and not index.isdigit()):
@@ -36,6 +38,11 @@ def find_device(name: str | None = None) -> torch.device:
     ):
         raise DeviceError(f"device {name!r} is not here: there is {', '.join(devices_here())}")
     return _one_of_several(torch.device(name))
+
+
+def spreads(name: str | None) -> bool:
+    """Whether a name means several GPUs, with some of a model's blocks on each; never for one of several processes."""
+    return name == AUTO and launched() == 1 and torch.cuda.is_available() and torch.cuda.device_count() > 1
 
 
 def _one_of_several(device: torch.device) -> torch.device:
@@ -53,6 +60,12 @@ def devices_here() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return found
+
+
+def devices_of(model: PreTrainedModel) -> str:
+    """The devices of a model in words, as results say them."""
+    there = dict.fromkeys(p.device for p in model.parameters() if not p.is_meta)
+    return ", ".join(device_words(device) for device in there)
 
 
 def device_words(device: torch.device) -> str:

@@ -18,10 +18,12 @@ from .writing import explained
 
 
 class Pressing:
-    """The pruned blocks of a shelf's model, written to a folder as they are finished, and what the result computes."""
+    """The pruned blocks of a shelf's model, written to a folder as they are finished, and what the result computes.
+
+    Of several processes only the one that writes has such a folder; on the others nothing happens.
+    """
 
     def __init__(self, shelf: Shelf, dtype: torch.dtype, bench: Workbench, ids: Int[Tensor, "1 token"]) -> None:
-        assert bench.folder is not None
         self.shelf, self.dtype, self.folder, self.ids = shelf, dtype, bench.folder, ids
         self._round_()
         self.proof = BlockStream(shelf.model, [{"input_ids": ids.to(shelf.source.device)}])
@@ -30,6 +32,8 @@ class Pressing:
     @torch.no_grad()
     def finished(self, i: int) -> None:
         """Write block `i`, which is opened, as it now is."""
+        if self.folder is None:
+            return
         block = self.shelf.blocks[i]
         for parameter in block.parameters():
             parameter.data = parameter.data.to(self.dtype)
@@ -50,6 +54,7 @@ class Pressing:
 
     def write(self, folder: Path, further: Mapping[str, Tensor]) -> None:
         """Put the config, all weights and further ones, and their index, into a folder: one file a block and one."""
+        assert self.folder is not None
         model, blocks = self.shelf.model, len(self.shelf.blocks)
         outside = {
             name: value.to(CPU)

@@ -25,7 +25,7 @@ from .job import Job, first_channels_, prepare_
 from .journal import Journal
 from .moments import Moments
 from .observation import Observed, first_producer, observe, observe_pair
-from .placement import device_words, exact
+from .placement import devices_of, exact
 from .plan import Budget, Decided, Plan, prunable, top_units
 from .probable import least_probable_blocks
 from .progress import Progress, silent
@@ -258,7 +258,7 @@ def _without_blocks(
         seconds=time.perf_counter() - start,
         dropped_blocks=dropped,
         outside=before - after - counted,
-        device=device_words(model.device),
+        device=devices_of(model),
     )
 
 
@@ -279,7 +279,7 @@ def _reported(
         added=job.added,
         outside=job.outside,
         curves=work.traces(),
-        device=device_words(model.device),
+        device=devices_of(model),
     )
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .distributed import dealt_counts, gathered, summed, summed_number
+from .placement import CPU
 from .stream import BlockStream
 
 ALIKE = 0.16
@@ -38,7 +39,7 @@ def head_similarity(
 
     Differs: the paper uses every row of every sample; `rows = 0` and `skip = 0` do that.
     """
-    total, counted = torch.zeros((), device=stream.model.device), 0
+    total, counted = torch.zeros((), device=CPU), 0
     quotas = dealt_counts([len(batch["input_ids"]) for batch in stream.batches], sequences)
     for b, batch in enumerate(stream.batches):
         count, length = batch["input_ids"].shape
@@ -50,7 +51,7 @@ def head_similarity(
             mask = (
                 torch.ones(len(p), length, dtype=torch.bool, device=p.device)
                 if real is None
-                else real.reshape(count, length)[part]
+                else real.reshape(count, length)[part].to(p.device)
             )
             for one, tokens in zip(p, mask, strict=True):
                 chosen = _spaced_rows(one, tokens, rows, skip)

@@ -163,7 +163,7 @@ class BlockStream:
         """The rows of batch `b` that are tokens, not padding."""
         flat = a.reshape(-1, a.shape[-1])
         rows = self.rows[b]
-        return flat if rows is None else flat[rows]
+        return flat if rows is None else flat[rows.to(flat.device)]
 
     @torch.no_grad()
     def attention_probabilities(
@@ -210,14 +210,25 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 @contextlib.contextmanager
 def blocks_skipped(blocks: nn.ModuleList, hidden: Tensor) -> Iterator[None]:
     """While open, the blocks together give some hidden states and compute nothing."""
-    for block in blocks:
-        block.forward = pass_on
-    blocks[-1].forward = lambda *_args, **_kwargs: hidden
+    last = len(blocks) - 1
+    with forwards_replaced(blocks, {**dict.fromkeys(range(last), pass_on), last: lambda *_args, **_kwargs: hidden}):
+        yield
+
+
+@contextlib.contextmanager
+def forwards_replaced(blocks: nn.ModuleList, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+    """While open, some blocks run these functions; then what they ran before, the hooks of other libraries included."""
+    own = {i: vars(blocks[i]).get("forward") for i in forwards}
+    for i, forward in forwards.items():
+        blocks[i].forward = forward
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for i, before in own.items():
+            if before is None:
+                del blocks[i].forward
+            else:
+                blocks[i].forward = before
 
 
 def release_memory() -> None:
@@ -289,15 +300,10 @@ def _record(
 
         return record
 
-    for i, block in enumerate(blocks):
-        block.forward = recorder(i)
-    try:
+    with forwards_replaced(blocks, {i: recorder(i) for i in range(len(blocks))}):
         for batch in batches:
             with contextlib.suppress(_Stop):
                 model.base_model(**batch, use_cache=False)
-    finally:
-        for block in blocks:
-            del block.forward
     return hidden, calls
 
 

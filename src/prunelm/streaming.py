@@ -13,6 +13,8 @@ import torch
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
 from .dequantizing import quantization_of
+from .distributed import rank, wait_for_all
+from .distributed import size as processes
 from .errors import RecipeError
 from .loading import Source
 from .pressing import Pressing
@@ -22,7 +24,7 @@ from .scratch import FILE, SPARE, Scratch, check_room, rounded
 from .shelf import Shelf
 from .stream import Batch, Room, States, large_returned
 from .verify import PROOF_TOKENS, proof_inputs
-from .workbench import Workbench
+from .workbench import Workbench, place_of
 
 Tell = Callable[[str], None]
 """Called with a sentence that the user should read now."""
@@ -145,7 +147,7 @@ def streamed(
     ids = proof_inputs(shelf.model.config.vocab_size, PROOF_TOKENS)
     pressing = Pressing(shelf, dtype, bench, ids)
     files: list[Scratch] = []
-    own = None if how.scratch is None else how.scratch / f"prunelm-{_digest(out)}"
+    folder = _folder(how.scratch, out, bench)
 
     def states(batches: Sequence[Batch], layers: int = streams_of(recipe), name: str = FILE) -> States:
         if not batches:
@@ -153,15 +155,16 @@ def streamed(
         for file in [file for file in files if file.idle]:
             files.remove(file)
             file.close()
-        folder, there = _folder(how.scratch, own, bench)
         wide = (how.scratch_dtype or compute_dtype).itemsize * int(shelf.model.config.hidden_size)
         slot = max(batch["input_ids"].numel() for batch in batches) * wide
         slots = layers * len(batches) + SPARE
         block = sum(p.numel() for p in shelf.blocks[0].parameters()) * compute_dtype.itemsize
         size = slots * rounded(slot)
+        free = check_room(folder if folder == bench.folder else folder.parent, size)
+        each = f" on each of {processes()} processes" if processes() > 1 else ""
         tell(
-            f"streaming: one of {len(shelf.blocks)} blocks of {block:,} bytes in memory at a time, {size:,} bytes of "
-            f"scratch in {folder} ({check_room(there, size):,} free)"
+            f"streaming: one of {len(shelf.blocks)} blocks of {block:,} bytes in memory at a time{each}, {size:,} "
+            f"bytes of scratch in {folder} ({free:,} free)"
         )
         folder.mkdir(exist_ok=True)
         files.append(Scratch(folder, slots, slot, how.scratch_dtype, name=name))
@@ -175,16 +178,21 @@ def streamed(
     finally:
         for file in files:
             file.close()
-        if own is not None:
-            shutil.rmtree(own, ignore_errors=True)
+        if folder != bench.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+    wait_for_all()
 
 
-def _folder(scratch: Path | None, own: Path | None, bench: Workbench) -> tuple[Path, Path]:
-    """The folder of the scratch file, and one on the same disk that is there already."""
-    if scratch is not None and own is not None:
-        return own, scratch
-    assert bench.folder is not None
-    return bench.folder, bench.folder
+def _folder(scratch: Path | None, out: Path, bench: Workbench) -> Path:
+    """The folder of this process's scratch files: that of the unfinished work, or one of its own for the time being.
+
+    Other processes than the first have no bench; where they do not even see its folder, theirs lies beside `out`.
+    """
+    if scratch is None and bench.folder is not None:
+        return bench.folder
+    number = f"-{rank()}" if rank() else ""
+    work = place_of(out)
+    return (scratch or (work if work.is_dir() else work.parent)) / f"prunelm-{_digest(out)}{number}"
 
 
 def streams_of(recipe: Recipe) -> int:

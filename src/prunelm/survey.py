@@ -14,7 +14,7 @@ from .errors import CalibrationError
 from .job import Job
 from .moments import Moments
 from .observation import Observed, observe
-from .placement import exact, statistics_device
+from .placement import exact
 from .plan import Budget
 from .progress import Progress
 from .recipe import Recipe
@@ -61,11 +61,11 @@ class Survey:
             self.curvatures[site.key] = _curvature(site, fisher, moments)
         return moments
 
-    def recall(self, step: Step, device: torch.device) -> None:
-        """Add what an earlier run found, on a device."""
+    def recall(self, step: Step) -> None:
+        """Add what an earlier run found."""
         for name, value in step.tensors.items():
             kind, _, key = name.partition("/")
-            (self.scores if kind == "scores" else self.curves)[key] = value.to(device)
+            (self.scores if kind == "scores" else self.curves)[key] = value
         self.prices.update({key: [(int(o), float(kl)) for o, kl in of] for key, of in step.facts["prices"].items()})
         self.curvatures.update(step.facts["curvatures"])
 
@@ -131,7 +131,7 @@ def survey(
                 if keep:
                     found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
             if step is not None:
-                found.recall(step, statistics_device(stream.model.device))
+                found.recall(step)
                 continue
             for site in sites:
                 moments = found.add(site, seen[site.key], similar[site.key], derivatives, recipe)

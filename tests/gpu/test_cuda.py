@@ -10,6 +10,7 @@ from prunelm.data import Batches
 from prunelm.evaluation import evaluate
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe, recipe_names
+from prunelm.spreading import gathered, spread
 from prunelm.testing import outputs, tiny_inputs, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU of CUDA here")]
@@ -58,6 +59,27 @@ def test_every_recipe(recipe):
 @pytest.mark.parametrize("recipe", ["obs", "goa-budget"])
 def test_every_family(name, recipe):
     _check_same(name, _recipe(recipe, per_block=True), padded=name == "bert")
+
+
+@pytest.mark.parametrize("recipe", ["obs", "goa-budget", "goa", "flap", "best", "hywia", "osp"])
+def test_blocks_on_different_devices(recipe):
+    """The first block on the GPU and the second on the CPU, or the other way round: the same units go."""
+    expected_model, expected = _pruned("llama", _recipe(recipe), "cpu")
+    for first, second in (("cuda:0", "cpu"), ("cpu", "cuda:0")):
+        model = tiny_model("llama")
+        ends = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+        # accelerate would keep the weights of what is on the CPU away if batches went in on the GPU.
+        model = spread(model, {**ends, "model.layers.0": first, "model.layers.1": second})
+        report = prune_(model, _calibration(model), _recipe(recipe))
+        assert "cuda" in report.device
+        assert "cpu" in report.device
+        assert {k: v.tolist() for k, v in report.plan.kept.items()} == {
+            k: v.tolist() for k, v in expected.plan.kept.items()
+        }
+        model = gathered(model)
+        fed = tiny_inputs(model, seed=9)
+        scale = outputs(expected_model, fed).abs().max()
+        assert (outputs(model, fed) - outputs(expected_model, fed)).abs().max() < 1e-3 * scale
 
 
 def test_hidden_channels():

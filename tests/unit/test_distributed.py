@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import prunelm
 from prunelm.data import Batches
 from prunelm.distributed import (
     agreed_bytes,
@@ -29,6 +30,7 @@ from prunelm.distributed import (
 from prunelm.errors import ProcessError
 from prunelm.journal import Journal
 from prunelm.pruning import prune_
+from prunelm.recipe import RECIPES as RECIPES_FOLDER
 from prunelm.recipe import Recipe
 from prunelm.testing import tiny_model
 
@@ -137,6 +139,64 @@ def compare(name: str, counts: tuple[int, ...], tmp_path: Path) -> None:
                 else:
                     gap = float((found[key] - value).norm() / value.norm().clamp_min(1e-12))
                     assert gap <= TOLERANCE, f"{key} differs by {gap:.1e} on process {number} of {count}"
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def kept_in(folder: Path) -> dict[str, list[int]]:
+    return {k: site["kept"] for k, site in json.loads((folder / "pruning.json").read_text())["sites"].items()}
+
+
+STREAMED: dict[str, tuple[str, ...]] = {
+    "repair": ("obs",),
+    "two-step refit": ("goa-budget",),
+    "a look at the dense model": ("flap",),
+    "Fisher matrices": ("best", "rounds = 12", "rounds = 0"),
+}
+
+
+def compare_streamed(
+    name: str, count: int, model: Path, text: Path, tmp_path: Path, scratch: Path | None = None
+) -> None:
+    """A streamed prune on one process against several, and what lies beside the folders then."""
+    base, *change = STREAMED[name]
+    recipe: str | Path = base
+    if change:
+        recipe = tmp_path.parent / f"{tmp_path.name}.toml"
+        recipe.write_text((RECIPES_FOLDER / f"{base}.toml").read_text().replace(*change))
+    sizes = {"samples": 24, "length": 32, "sparsity": 0.3, "multiple_of": 1}
+
+    def run(out: str) -> None:
+        prunelm.prune(model, tmp_path / out, recipe=recipe, text=text, stream=True, scratch=scratch, **sizes)
+
+    run("one")
+    assert processes(count, lambda: run("several"), seconds=120) == [0] * count
+    one, several = tmp_path / "one", tmp_path / "several"
+    assert kept_in(several) == kept_in(one)
+    single, found = weights_of(one), weights_of(several)
+    assert found.keys() == single.keys()
+    for key, value in single.items():
+        gap = float((found[key] - value).norm() / value.norm().clamp_min(1e-12))
+        assert gap <= TOLERANCE, f"{key} differs by {gap:.1e} with {count} processes"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "several"]
+
+
+def test_streamed_processes_give_what_one_gives(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    scratch = tmp_path_factory.mktemp("scratch")
+    compare_streamed("repair", 2, tiny_folder("llama"), text_file, tmp_path, scratch)
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STREAMED)
+def test_every_kind_of_streamed_recipe_on_three_processes(
+    name: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    compare_streamed(name, 3, tiny_folder("llama"), text_file, tmp_path)
 
 
 def test_what_processes_tell_each_other(tmp_path: Path) -> None:

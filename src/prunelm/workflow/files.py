@@ -16,11 +16,11 @@ from ..errors import DataError, RecipeError
 from ..job import first_channels_, prepare_
 from ..journal import Journal
 from ..loading import Source, find_model, load_model, load_tokenizer, skeleton, stored_dtype
-from ..placement import CPU
 from ..pressing import Pressing
 from ..pruning import Report
 from ..recipe import Recipe
 from ..registry import did_you_mean
+from ..spreading import gathered
 from ..stream import Room
 from ..streaming import Streaming, Tell, streamed
 from ..workbench import Workbench
@@ -89,7 +89,7 @@ class Files:
             "calibrated": lasting(calibrated),
             "journal": None if journal is None else str(Path(journal).absolute()),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.source.device),
+            "device": self.source.where,
             "compute_dtype": str(self.compute_dtype).removeprefix("torch."),
             "trust_remote_code": self.source.trust_remote_code,
             "allow_pickle": self.source.allow_pickle,
@@ -134,7 +134,7 @@ class Files:
     def save(self, pruned: PreTrainedModel, report: Report, out: Path, pressing: Pressing | None = None) -> None:
         """Write the pruned model, or finish what has written its blocks."""
         if pressing is None:
-            pruned.to(CPU)
+            pruned = gathered(pruned)
         options: dict[str, Any] = {"source": self.source, "tokenizer": self.tokenizer, "dtype": self.dtype}
         save(pruned, report, out, force=self.force, pressing=pressing, **options)
 
@@ -162,6 +162,11 @@ def files_of_run(
         if len(folders) == 1 or folder.parent.is_dir():
             check_target(folder, force=force)
     source = find_model(model, **access)
+    if source.spread and chosen.hidden:
+        raise RecipeError(
+            "hidden channels go from all blocks at once, and --device auto has them on several GPUs: name one device, "
+            "or leave --hidden out"
+        )
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(source)
     need, notes = 0, []
     for size in sizes:

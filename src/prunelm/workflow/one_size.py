@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from ..allocation import Outlook
 from ..calibration import load_calibration
 from ..distributed import is_writer, shared_by
-from ..distributed import size as size_of_run
 from ..errors import RecipeError
 from ..limits import Limit, MaxPerplexity, said_as
 from ..loading import Source, find_model, load_tokenizer
@@ -199,8 +198,11 @@ def _streaming(
         if (scratch, scratch_dtype, statistics_dtype) != (None, None, "float64"):
             raise RecipeError("--scratch, --scratch-dtype and --statistics-dtype belong to --stream: say that too")
         return None
-    if size_of_run() > 1:
-        raise RecipeError("--stream holds one block on one process: leave it out, or run without torchrun")
+    if source.spread:
+        raise RecipeError(
+            "--stream holds one block on one device, and --device auto means several GPUs: name one of them, or let "
+            "torchrun start a process for each"
+        )
     looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
     if looks or isinstance(limit, MaxPerplexity):
         raise RecipeError(

@@ -12,12 +12,12 @@ from ..distributed import is_writer, shared_by
 from ..errors import BudgetError, CheckpointError
 from ..loading import Source, find_model, load_model, load_tokenizer, stored_dtype
 from ..matching import Kept, matched_units, planned_units
-from ..placement import CPU
 from ..plan import prunable
 from ..progress import Progress, silent
 from ..pruning import Report, repair_
 from ..recipe import Recipe
 from ..sites import find_sites
+from ..spreading import gathered
 from ..stock import stock_config
 from ..workbench import workbench
 from ..writing import check_target, writes
@@ -78,12 +78,12 @@ def repair(
     notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
     task = {"dense": lasting(source.name), "pruned": lasting(other.name), "recipe": recipe.to_dict()}
-    task |= {"dtype": str(written), "device": str(source.device)}
+    task |= {"dtype": str(written), "device": source.where}
     inputs = {"dense": fingerprint(source), "pruned": fingerprint(other), "calibration": plain(calibration.facts)}
     with workbench(out, task, command="repair", force=force) as bench:
         bench.check(inputs)
         report = repair_(model, calibration, recipe, kept, notes=notes, bench=bench, progress=progress)
-        model.to(CPU)
+        model = gathered(model)
         report.notes.extend(shared_by())
         if is_writer():
             save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
