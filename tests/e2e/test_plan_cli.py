@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from prunelm.commands import console
 from prunelm.loading import find_model, load_model
 from prunelm.sites import find_sites
 from prunelm.workbench import Workbench
@@ -153,6 +154,20 @@ def test_a_plan_that_removes_nothing_or_is_not_there(
     assert "no budget is given" in error_of(cli("prune", tiny_folder("llama"), out))
     assert "exists" in error_of(cli("plan", tiny_folder("llama"), planned, "--sparsity", "0.2"))
     assert "no model is named" in error_of(cli("plan", "--sparsity", "0.2"))
+
+
+def test_the_table_of_a_plan_has_room(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns, left_out in ((70, "q8_0 bytes"), (50, "cache at 8,192"), (160, "")):
+        monkeypatch.setattr(console.out, "width", columns)
+        ran = cli("plan", tiny_folder("llama"), "--plan", planned)
+        assert max(map(len, ran.out.splitlines()[:8])) <= columns
+        assert "…" not in ran.out
+        assert "parameters" in ran.out
+        said = ran.out.partition("No room for ")[2]
+        assert left_out in said
+        assert bool(said) == bool(left_out)
 
 
 @pytest.mark.parametrize("recipe", ["l1", "sensitivity"])

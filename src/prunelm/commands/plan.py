@@ -33,6 +33,10 @@ from .options import (
     Unit,
 )
 
+_KL = "predicted KL"
+ENDLESS = 10_000
+"""Characters in the line of a terminal in which everything has room."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -112,7 +116,10 @@ def plan(
 
 def _show(found: Any) -> None:
     """The table of a plan, and what it would leave."""
-    out.print(_outline_table(found.rows, found.context), soft_wrap=False)
+    table, left_out = _outline_table(found.rows, found.context)
+    out.print(table, soft_wrap=False)
+    if left_out:
+        out.print(f"No room for {', '.join(left_out)}: a wider terminal or --json shows them.")
     tell(found.notes)
     size = found.size
     out.print(
@@ -121,21 +128,47 @@ def _show(found: Any) -> None:
     )
 
 
-def _outline_table(rows: Sequence[dict[str, Any]], context: int) -> Table:
-    kinds = list(dict.fromkeys(name for row in rows for name in row["units"]))
-    forms = list(rows[0]["bytes"])
-    table = Table("block", *kinds, "parameters", *(f"{form} bytes" for form in forms))
-    for title in (f"cache at {context:,}", "MFLOPs a token", "predicted KL"):
-        table.add_column(title)
-    for row in rows:
-        units = (
-            f"{row['units'][kind][0]:,}/{row['units'][kind][1]:,}" if kind in row["units"] else "" for kind in kinds
-        )
-        sizes = (f"{row['bytes'][form]:,}" for form in forms)
-        expected = "" if row["kl"] is None else f"{row['kl']:.4f}"
-        cost = (f"{row['cache']:,}", f"{row['flops'] / 1e6:,.1f}", expected)
-        table.add_row(row["block"], *units, f"{row['parameters']:,}", *sizes, *cost)
-    return table
+def _outline_table(rows: Sequence[dict[str, Any]], context: int) -> tuple[Table, list[str]]:
+    """The rows, in as many columns as the terminal has room for, and the columns that are left out."""
+    columns = _columns(rows, context)
+    needed = 2 + len(dict.fromkeys(name for row in rows for name in row["units"]))
+    due = [*columns][:needed]
+    spare = sorted([*columns][needed:], key=_weight)
+    if all(row["kl"] is None for row in rows):
+        spare.remove(_KL)
+        columns.pop(_KL)
+    while True:
+        shown = {title: cells for title, cells in columns.items() if title in (*due, *spare)}
+        for titles in (list(shown), [title.replace(" ", "\n") for title in shown]):
+            table = Table()
+            for title in titles:
+                table.add_column(title, no_wrap=True)
+            for cells in zip(*shown.values(), strict=True):
+                table.add_row(*cells)
+            if out.measure(table, options=out.options.update(max_width=ENDLESS)).maximum <= out.width or not spare:
+                return table, [title for title in columns if title not in shown]
+        spare.pop()
+
+
+def _weight(title: str) -> int:
+    """Which columns stay longest where there is no room for all."""
+    order = (_KL, "f16", "cache", "MFLOPs")
+    return next((n for n, start in enumerate(order) if title.startswith(start)), len(order))
+
+
+def _columns(rows: Sequence[dict[str, Any]], context: int) -> dict[str, list[str]]:
+    """Every column by its title."""
+    found = {"block": [row["block"] for row in rows]}
+    for kind in dict.fromkeys(name for row in rows for name in row["units"]):
+        pairs = (row["units"].get(kind) for row in rows)
+        found[kind] = ["" if pair is None else f"{pair[0]:,}/{pair[1]:,}" for pair in pairs]
+    found["parameters"] = [f"{row['parameters']:,}" for row in rows]
+    for form in rows[0]["bytes"]:
+        found[f"{form} bytes"] = [f"{row['bytes'][form]:,}" for row in rows]
+    found[f"cache at {context:,}"] = [f"{row['cache']:,}" for row in rows]
+    found["MFLOPs a token"] = [f"{row['flops'] / 1e6:,.1f}" for row in rows]
+    found[_KL] = ["" if row["kl"] is None else f"{row['kl']:.4f}" for row in rows]
+    return found
 
 
 def _show_difference(paths: tuple[Path, Path], as_json: bool) -> None:
