@@ -48,7 +48,10 @@ Length = Annotated[int, typer.Option(help="Tokens in an evaluation window.", min
 MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens of text.", min=2)]
 
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default a GPU of CUDA where there is one.")
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, mps, or auto: blocks on all GPUs. By default a GPU of CUDA where there is one."
+    ),
 ]
 ComputeDtype = Annotated[str, typer.Option(help="Of the model while it is pruned: float32, bfloat16, float16.")]
 Deterministic = Annotated[
