@@ -7,8 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 import transformers
 from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
+from tests import forked
 
 from prunelm.demo import check_sha256
 from prunelm.errors import CheckpointError
@@ -92,8 +91,8 @@ def test_no_such_model(name: str, refused: Callable[..., str], tmp_path: Path) -
         refused(*command, says=("no such model", re.escape(name)))
 
 
-def test_no_such_model_in_a_fresh_process(run_cli: Callable[..., Any], tmp_path: Path) -> None:
-    ran = run_cli("prune", "nobody/no-such-model", tmp_path / "out", *L1)
+def test_no_such_model_in_a_fresh_process(forked_cli: Callable[..., Any], tmp_path: Path) -> None:
+    ran = forked_cli("prune", "nobody/no-such-model", tmp_path / "out", *L1)
     assert "no such model: 'nobody/no-such-model'" in error_of(ran)
     assert "\x1b" not in ran.err
     assert list(tmp_path.iterdir()) == []
@@ -926,10 +925,10 @@ def test_pruning_file_that_is_none(
 # Interruption.
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: forked.Running) -> None:
     end = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.code is None, process.err
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.02)
 
@@ -942,7 +941,8 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 def test_interrupted(
     stage: str, number: signal.Signals, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
-    out, heard = tmp_path / "out", tmp_path / "stderr.txt"
+    out, heard = tmp_path / "out", tmp_path / "heard"
+    heard.mkdir()
     command = ["prune", tiny_folder("llama"), out, "--sparsity", "0.3"]
     if stage == "pruning":
         text = tmp_path / "long.txt"
@@ -952,31 +952,23 @@ def test_interrupted(
         out.mkdir()
         (out / "precious.txt").write_text("mine")
         command += ["--recipe", "l1", "--force"]
-    before = {path: what for path, what in tree(tmp_path).items() if path != heard.name}
-    with heard.open("w") as stderr:
-        # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prunelm", *map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-        )
-        try:
-            # The recipe is said once everything is imported; the partial folder stands while the result is proven.
-            wait_until(lambda: heard.read_text().startswith("recipe: "), process)
-            if stage == "pruning":
-                time.sleep(1)
-            else:
-                wait_until(lambda: (tmp_path / ".out.partial").is_dir(), process)
-            process.send_signal(number)
-            stdout, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    lines = heard.read_text().splitlines()
-    heard.unlink()
+    before = {path: what for path, what in tree(tmp_path).items() if Path(path).parts[0] != heard.name}
+    process = forked.start(heard, "-m", "prunelm", *map(str, command))
+    try:
+        # The recipe is said once everything is imported; the partial folder stands while the result is proven.
+        wait_until(lambda: process.err.startswith("recipe: "), process)
+        if stage == "pruning":
+            time.sleep(1)
+        else:
+            wait_until(lambda: (tmp_path / ".out.partial").is_dir(), process)
+        process.send_signal(number)
+        code = process.wait()
+    finally:
+        process.process.kill()
+    lines, stdout = process.err.splitlines(), process.out
+    shutil.rmtree(heard)
     assert tree(tmp_path) == before
     assert stdout == ""
     how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
     assert lines[1:] == [f"error: {how}; nothing was left half-written"], lines
-    assert process.returncode == 128 + number
+    assert code == 128 + number

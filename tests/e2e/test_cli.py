@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import forked
 from transformers import LlamaForCausalLM
 
 import prunelm
@@ -116,7 +117,8 @@ def test_per_block_result_loads_with_prunelm(per_block: Path) -> None:
 def show(folder: Path, module: str, call: str) -> tuple[str, int, float]:
     """What a fresh process finds in a folder: the module of its class, its parameters, the sum of some logits."""
     script = LOAD_AND_SHOW.format(module=module, call=call)
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    done = forked.run("-c", script, str(folder))
+    assert done.returncode == 0, done.stderr
     name, parameters, total = done.stdout.split()
     return name, int(parameters), float(total)
 
@@ -407,10 +409,10 @@ def test_every_command_has_help(command: str, cli: Callable[..., Any]) -> None:
 
 
 def test_stdout_and_stderr_without_a_terminal(
-    run_cli: Callable[..., Any], uniform: tuple[Path, Any], tiny_folder: Any, text_file: Path
+    forked_cli: Callable[..., Any], uniform: tuple[Path, Any], tiny_folder: Any, text_file: Path
 ) -> None:
     command = ("evaluate", uniform[0], "--against", tiny_folder("llama"), "--text", text_file, *WINDOWS, "--json")
-    ran = run_cli(*command)
+    ran = forked_cli(*command)
     assert ran.code == 0, ran
     assert ran.err == ""
     json.loads(ran.out)
