@@ -68,10 +68,7 @@ def export_gguf(
         writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if type == 'f32' else 'MOSTLY'}_{type.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         tensors = _tensors(loaded, form)
-        types = {
-            name: written_type(_shape(parts), WRITTEN[type], finer=name in _KEPT_FINER)
-            for name, parts in tensors.items()
-        }
+        types = _types(tensors, WRITTEN[type])
         _write(writer, tensors, types, loaded, form)
         _read_back(partial, tensors, types, loaded, form)
     return Exported(
@@ -82,6 +79,11 @@ def export_gguf(
         bytes=out.stat().st_size,
         notes=[*notes, *_odd_rows(tensors, types, WRITTEN[type])],
     )
+
+
+def _types(tensors: dict[str, list[Tensor]], wanted: GGMLQuantizationType) -> dict[str, GGMLQuantizationType]:
+    """What each tensor is written in."""
+    return {name: written_type(_shape(parts), wanted, finer=name in _KEPT_FINER) for name, parts in tensors.items()}
 
 
 def _form_for(model: PreTrainedModel, name: str) -> GgufForm:

@@ -112,8 +112,7 @@ def prune_(
         RecipeError: hidden channels are to go where they cannot; nothing was changed.
         CalibrationError: statistics are not finite or cannot determine a refit; names the block.
     """
-    start = time.perf_counter()
-    before = sum(p.numel() for p in model.parameters())
+    start, before = time.perf_counter(), sum(p.numel() for p in model.parameters())
     bench = bench or Workbench()
     if recipe.hidden and (outlook is not None or floor is not None):
         raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")

@@ -62,14 +62,9 @@ def transfer(
     halves = _halves(texts)
     source = find_model(model, **access)
     target = Path(out) if out is not None else None
-    head = {
-        "format": FORMAT,
-        "kind": KIND,
-        "model": {"name": Path(source.name).name, **fingerprint(source)},
-        "recipe": recipe.to_dict(),
-        "length": length,
-        "max_tokens": max_tokens,
-    }
+    named = {"name": Path(source.name).name, **fingerprint(source)}
+    head = {"format": FORMAT, "kind": KIND, "model": named, "recipe": recipe.to_dict()}
+    head |= {"length": length, "max_tokens": max_tokens}
     found = _opened(target, head)
     tokenizer, dense = load_tokenizer(source), load_model(source)
     if task_of(dense) != "causal":

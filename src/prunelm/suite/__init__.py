@@ -14,6 +14,11 @@ from ..loading import Source, load_model, load_tokenizer
 from ..progress import Progress
 from ..registry import did_you_mean
 
+CAUSAL, EVERY = frozenset({"causal"}), frozenset({"causal", "masked", "classifier", "embedding"})
+"""Kinds of models."""
+WINDOWS = ("length", "max_tokens", "batch_size", "seed", "dtype")
+"""Settings of what reads windows of a text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -84,31 +89,30 @@ class Part:
 
 def parts() -> dict[str, Part]:
     """Every part by name, in the order in which they are measured."""
+    return {**_text_parts(), **_other_parts()}
+
+
+def _text_parts() -> dict[str, Part]:
+    """Parts that are about what a model makes of a text."""
     from .generation import generation
-    from .heads import heads
     from .noise import noise
     from .positions import positions
     from .pseudo import pseudo_perplexity
     from .quality import quality
     from .shift import shift
-    from .tasks import check_tasks, tasks
-    from .timing import memory, speed
-    from .widths import widths
 
-    causal, every = frozenset({"causal"}), frozenset({"causal", "masked", "classifier", "embedding"})
-    windows = ("length", "max_tokens", "batch_size", "seed", "dtype")
     return {
         "quality": Part(
             summary="perplexity or accuracy, paired with dense; bits per byte, KL, agreement, calibration error",
             measure=quality,
-            kinds=every,
-            settings=windows,
+            kinds=EVERY,
+            settings=WINDOWS,
         ),
         "positions": Part(
             summary="perplexity by position in the longest window that the model reads, at most 4 x length",
             measure=positions,
-            kinds=causal,
-            settings=windows,
+            kinds=CAUSAL,
+            settings=WINDOWS,
         ),
         "pseudo-perplexity": Part(
             summary="every token masked in turn",
@@ -119,33 +123,44 @@ def parts() -> dict[str, Part]:
         "generation": Part(
             summary="greedy continuations beside those of dense, and where they part",
             measure=generation,
-            kinds=causal,
+            kinds=CAUSAL,
             settings=("prompts", "new_tokens", "dtype"),
         ),
         "noise": Part(
             summary="perplexity with typos, other casing, lost punctuation, shuffled sentences",
             measure=noise,
-            kinds=causal,
-            settings=windows,
+            kinds=CAUSAL,
+            settings=WINDOWS,
         ),
         "shift": Part(
             summary="perplexity on texts of other kinds, and what the change costs (needs --others)",
             measure=shift,
-            kinds=causal,
-            settings=windows,
+            kinds=CAUSAL,
+            settings=WINDOWS,
             reads_others=True,
         ),
+    }
+
+
+def _other_parts() -> dict[str, Part]:
+    """Parts that are about heads, tasks, time and memory."""
+    from .heads import heads
+    from .tasks import check_tasks, tasks
+    from .timing import memory, speed
+    from .widths import widths
+
+    return {
         "heads": Part(
             summary="which attention heads of the dense model attend alike, for the graphs of the report",
             measure=heads,
-            kinds=every,
+            kinds=EVERY,
             settings=("length", "dtype"),
             paired_only=True,
         ),
         "tasks": Part(
             summary="lm-eval tasks: acc and acc_norm (needs --tasks)",
             measure=tasks,
-            kinds=causal,
+            kinds=CAUSAL,
             settings=("tasks", "include_path", "limit", "batch_size", "seed", "dtype"),
             reads_text=False,
             check=check_tasks,
@@ -153,7 +168,7 @@ def parts() -> dict[str, Part]:
         "speed": Part(
             summary="prefill and decode tokens/s, first-token latency, KV cache, models taking turns",
             measure=speed,
-            kinds=every,
+            kinds=EVERY,
             settings=("rounds", "dtype"),
             reads_text=False,
             timed=True,
@@ -161,7 +176,7 @@ def parts() -> dict[str, Part]:
         "widths": Part(
             summary="whether a layer is slower than the next rounder width would be, on this machine",
             measure=widths,
-            kinds=every,
+            kinds=EVERY,
             settings=("rounds", "dtype"),
             reads_text=False,
             timed=True,
@@ -169,7 +184,7 @@ def parts() -> dict[str, Part]:
         "memory": Part(
             summary="peak memory of a fresh process that loads the model and reads or writes with it",
             measure=memory,
-            kinds=every,
+            kinds=EVERY,
             settings=("dtype",),
             reads_text=False,
             timed=True,

@@ -61,8 +61,7 @@ def measure(
         parts: names of `prunelm.suite.parts()`, or `all`.
         out: file to write or to add to.
         setting: everything that changes the numbers.
-        progress: told about windows, prompts and rounds.
-        access: see `prunelm.prune`.
+        progress, access: see `prunelm.prune`.
 
     Raises:
         PruneLMError: one line that says what to do; finished parts stay in `out`.
@@ -84,13 +83,7 @@ def measure(
         head[who] |= {"parameters": _parameters(subject, name), "bytes": bytes_on_disk(source_)}
     found |= head
     for name, part in chosen_parts(parts, task_of(subject.model), setting, paired=paired).items():
-        asked: dict[str, Any] = {"settings": dict(settings_of(part, setting))}
-        if part.reads_text:
-            asked["text"] = {"name": Path(text).name, "sha256": _sha256(words)}
-        if part.timed:
-            asked["device"] = device_words(source.device)
-        if part.reads_others:
-            asked["others"] = [{"name": Path(other).name, "sha256": digest} for other, digest in others.items()]
+        asked = _asked(part, setting, source, Path(text), _sha256(words), others)
         known = found["parts"].get(name)
         if known is not None and all(known.get(key) == value for key, value in asked.items()):
             continue
@@ -104,6 +97,20 @@ def measure(
         with damage_answered(target):
             _renew_card(source, before, found, task_of(subject.model))
     return found
+
+
+def _asked(
+    part: Part, setting: Setting, source: Source, text: Path, digest: str, others: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the numbers of a part hang on; texts with their checksums."""
+    asked: dict[str, Any] = {"settings": dict(settings_of(part, setting))}
+    if part.reads_text:
+        asked["text"] = {"name": text.name, "sha256": digest}
+    if part.timed:
+        asked["device"] = device_words(source.device)
+    if part.reads_others:
+        asked["others"] = [{"name": Path(other).name, "sha256": of} for other, of in others.items()]
+    return asked
 
 
 def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, Any], task: str) -> None:

@@ -50,13 +50,10 @@ def repair(
         dense: the model that was pruned.
         pruned: what was made of it: any folder of a known family with fewer units.
         out: folder to write.
-        text: calibration text.
+        text, samples, length, seed: of the calibration.
         reconstruction: which repair.
-        samples, length, seed: of the calibration.
         dtype: of the written weights; that of `pruned` by default.
-        force: replace `out` if it exists.
-        progress: called with (stage, done, total).
-        access: see `prune`.
+        force, progress, access: see `prune`.
 
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
