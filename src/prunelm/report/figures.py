@@ -175,7 +175,7 @@ def predicted(rows: Rows) -> Spec:
                 "transform": [{"filter": f"datum.kind == '{kind}'"}],
                 "mark": {"type": "line", "strokeWidth": width, "point": {"size": 25 * width, "opacity": 1}},
             }
-            for kind, width in zip(kinds, (UNDER, *[OVER] * len(kinds)), strict=False)
+            for kind, width in zip(kinds, [*[UNDER] * (len(kinds) - 1), OVER], strict=True)
         ],
         encoding={
             "x": {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS},
