@@ -1,10 +1,9 @@
 """`python -m benchmarks run NAME...` measures; `python -m benchmarks table` writes docs/results.md from the JSON.
 
 `python -m benchmarks quality` measures all recipes at five sizes, the sweep of two from 10 to 90 % and zero-shot tasks,
-`python -m benchmarks siblings` OSP, AEF, HyWIA and LIAR beside their ingredients, `python -m benchmarks robustness`
-noise and text of other kinds, `python -m benchmarks fuzz` and `guided` damaged files of every kind, `python -m
-benchmarks stream` what streaming takes and how cost grows, `python -m benchmarks processes` two processes against one,
-`python -m benchmarks faults` kills at any moment and other faults; all write the page.
+`trials` what was tried for `best`, `siblings` OSP, AEF, HyWIA and LIAR beside their ingredients, `robustness` noise and
+text of other kinds, `fuzz` and `guided` damaged files of every kind, `stream` what streaming takes and how cost grows,
+`processes` two processes against one, `faults` kills at any moment and other faults; all write the page.
 `--device cuda` computes there, and `--workers 6` lets six processes share the cells, which a GPU is wide enough for.
 Timings need one worker and a quiet machine.
 """
@@ -32,6 +31,7 @@ from . import (
     siblings,
     streaming,
     table,
+    trials,
     zero_shot,
 )
 
@@ -41,6 +41,7 @@ RUNS = {
     "sweep": quality.sweep,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
+    "trials": trials.main,
     "siblings": siblings.main,
     "budgets": budgets.main,
     "zero-shot": zero_shot.main,
@@ -56,7 +57,8 @@ RUNS = {
 }
 
 SHORT = {"quality": ["frontier", "sweep", "zero-shot"]} | {
-    name: [name] for name in ("siblings", "robustness", "fuzz", "guided", "stream", "budgets", "processes", "faults")
+    name: [name]
+    for name in ("trials", "siblings", "robustness", "fuzz", "guided", "stream", "budgets", "processes", "faults")
 }
 
 

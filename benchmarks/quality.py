@@ -10,17 +10,22 @@ tiny-gpt2: calibrated on C4, evaluated on the C4 documents left out.
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelm.data import Batches
 from prunelm.demo import model_file
 from prunelm.depth import block_influence, drop_blocks_
+from prunelm.errors import BudgetError
 from prunelm.evaluation import evaluate
+from prunelm.family import prune_family
+from prunelm.job import plan_counts
 from prunelm.journal import Journal
 from prunelm.loading import find_model, load_model, load_tokenizer
-from prunelm.pruning import prune_
+from prunelm.pruning import Report, prune_
 from prunelm.recipe import Recipe
 from prunelm.workflow.texts import calibration_batches
 
@@ -88,21 +93,61 @@ def frontier() -> None:
 
 
 def sweep() -> None:
-    """Two recipes from 10 to 90 %, to see where quality breaks down; cells of the frontier are not run again."""
+    """Two recipes from 10 to 90 %, to see where quality breaks down: one as a family, the other size by size."""
     if not needed(C4, WIKITEXT):
         return
     documents = c4_part(0, 90)
+    options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
         dense = dequantized(Path(scratch) / "dense")
         texts = {"WikiText-2": WIKITEXT, "C4": written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))}
-        for sparsity in SWEEP_SPARSITIES:
-            for name in SWEEP:
-                recipe = Recipe.load(name, sparsity=sparsity, samples=128, length=512)
-                measure(
-                    "frontier",
-                    f"{name} {sparsity}",
-                    lambda r=recipe: cells_of(dense, r, documents, texts, length=1024, max_tokens=20_480),
-                )
+        measure("sweep", "dense", lambda: cells_of(dense, None, [], texts, **options))
+        for name in SWEEP:
+            recipe = Recipe.load(name, sparsity=SWEEP_SPARSITIES[0], samples=32, length=512)
+            measure("sweep", name, lambda r=recipe: _sizes_of(dense, r, documents, texts, **options))
+
+
+def _sizes_of(
+    folder: Path, recipe: Recipe, documents: list[str], texts: dict[str, Path], **options: Any
+) -> dict[str, Any]:
+    """The evaluations of every size that can be met; nested ones from one look where widths are searched."""
+    source = find_model(folder, device=device())
+    tokenizer, dense = load_tokenizer(source), load_model(source)
+    calibration, refit = calibration_batches(dense, tokenizer, recipe, documents, name="benchmark text")
+    sizes = [replace(recipe, sparsity=sparsity) for sparsity in SWEEP_SPARSITIES if _can_go(dense, recipe, sparsity)]
+    found: dict[str, Any] = dict.fromkeys(map(str, SWEEP_SPARSITIES))
+    start = time.perf_counter()
+    shares = [size.sparsity for size in sizes]
+    if recipe.judges_plans:
+        family = prune_family(lambda: load_model(source), calibration, recipe, shares, refit=refit)
+    else:
+        family = (_alone(load_model(source), calibration, size, refit) for size in sizes)
+    for share, (pruned, _) in zip(shares, family, strict=True):
+        found[str(share)] = {
+            name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()
+        }
+    seconds = time.perf_counter() - start
+    return {"recipe": recipe.to_dict(), "calibration": calibration.facts, "seconds": seconds, "sizes": found}
+
+
+def _evaluated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: dict[str, Path], **options: Any
+) -> dict[str, Any]:
+    return {name: evaluate(model, tokenizer, text, **options).to_dict() for name, text in texts.items()}
+
+
+def _alone(
+    dense: PreTrainedModel, calibration: Batches, recipe: Recipe, refit: Batches | None
+) -> tuple[PreTrainedModel, Report]:
+    return dense, prune_(dense, calibration, recipe, refit=refit)
+
+
+def _can_go(dense: PreTrainedModel, recipe: Recipe, sparsity: float) -> bool:
+    try:
+        plan_counts(dense, replace(recipe, sparsity=sparsity))
+    except BudgetError:
+        return False
+    return True
 
 
 def written(path: Path, documents: list[str]) -> Path:
@@ -206,7 +251,7 @@ def _shorter(
         "removed": before - pruned.num_parameters(),
         "seconds": time.perf_counter() - start,
         "calibration": calibration.facts,
-        "evaluation": {name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()},
+        "evaluation": _evaluated(pruned, tokenizer, texts, **options),
     }
 
 
@@ -229,7 +274,7 @@ def cells_of(
     pruned, tokenizer, entry = pruned_by(recipe, model, documents, journal=journal)
     return {
         **entry,
-        "evaluation": {name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()},
+        "evaluation": _evaluated(pruned, tokenizer, texts, **options),
     }
 
 

@@ -26,23 +26,23 @@ PASSAGES = DATA / "tasks" / "boolq_val.jsonl"
 WINDOWS, LENGTH = 20, 1024
 TRIALS: dict[str, dict[str, Any]] = {
     "obs, equal widths": {"recipe": "obs"},
-    "best": {},
-    "ffn alone": {"sites": ["ffn"]},
-    "ffn alone, repeated 0.5": {"sites": ["ffn"], "repeated": 0.5},
+    "4,096 tokens": {"price_tokens": 4096},
     "16,384 tokens": {"price_tokens": 16_384},
     "repeated 0.5, 16,384 tokens": {"repeated": 0.5, "price_tokens": 16_384},
+    "ffn alone": {"sites": ["ffn"], "price_tokens": 4096},
+    "ffn alone, repeated 0.5": {"sites": ["ffn"], "repeated": 0.5, "price_tokens": 4096},
     "ffn alone, 16,384 tokens": {"sites": ["ffn"], "price_tokens": 16_384},
     "ffn alone, repeated 0.5, 16,384 tokens": {"sites": ["ffn"], "repeated": 0.5, "price_tokens": 16_384},
-    "ffn alone, exchanges 32": {"sites": ["ffn"], "exchanges": 32},
-    "ffn alone, ridge 1": {"sites": ["ffn"], "ridge": 1.0},
-    "equal widths searched": {"recipe": "best-uniform"},
+    "ffn alone, exchanges 32": {"sites": ["ffn"], "exchanges": 32, "price_tokens": 4096},
+    "ffn alone, ridge 1": {"sites": ["ffn"], "ridge": 1.0, "price_tokens": 4096},
+    "equal widths searched": {"recipe": "best-uniform", "price_tokens": 4096},
     "equal widths searched, repeated 0.5, 16,384 tokens": {
         "recipe": "best-uniform",
         "repeated": 0.5,
         "price_tokens": 16_384,
     },
 }
-"""What each trial changes in a recipe, `best` unless it says another."""
+"""What each trial changes in `best`, or in the recipe it names, where `repeated` is 0 unless it says otherwise."""
 FIRST, SECOND = 0.3, 0.5
 """All trials run at the first sparsity, the best of them at the second too."""
 FINALISTS = 4
@@ -63,7 +63,7 @@ def main() -> None:
 
 def recipe_of(trial: str, sparsity: float) -> Recipe:
     """The recipe of a trial."""
-    changes = dict(TRIALS[trial])
+    changes = {"repeated": 0.0, **TRIALS[trial]}
     return Recipe.load(changes.pop("recipe", "best"), sparsity=sparsity, samples=128, length=512, **changes)
 
 
@@ -83,7 +83,8 @@ def mean_excess(entries: dict[str, Any], cell: str) -> float:
 def _cell(folder: Path, recipe: Recipe | None) -> dict[str, Any]:
     model, tokenizer, entry = pruned_by(recipe, folder, c4_part(0, 90) if recipe else [])
     assert tokenizer is not None
-    return {**entry, "losses": losses(model, tokenizer)}
+    groups = sum(count for key, count in entry.pop("kept", {}).items() if key.endswith("attention"))
+    return {**entry, "groups": groups, "losses": losses(model, tokenizer)}
 
 
 def losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:

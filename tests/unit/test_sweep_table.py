@@ -9,12 +9,13 @@ def test_the_knee_is_where_a_bent_line_bends():
     assert table.knee({s: max(s, 10 * s - 4.5) for s in SWEEP_SPARSITIES}) == 0.5
 
 
-def test_the_table_says_what_was_not_run():
+def test_the_table_says_what_cannot_be_met():
     dense = {"C4": {"value": 10.0}}
-    entries = {"dense": {"evaluation": dense}, "goa 0.6": {"evaluation": {"C4": {"value": 20.0}}}}
+    sizes = {str(s): {"C4": {"value": 20.0}} if s < 0.8 else None for s in SWEEP_SPARSITIES}
+    entries = {"dense": {"evaluation": dense}, "goa": {"sizes": sizes, "calibration": {"criterion": {"tokens": 64}}}}
     lines = table._sweep(entries)
-    assert f"| goa, C4 | {'not run | ' * 5}0.693 | {'not run | ' * 3} |" in lines
-    assert table._sweep({"dense": {"evaluation": dense}}) == []
+    assert f"| goa, C4 | {'0.693 | ' * 7}{'cannot be met | ' * 2}70% |" in lines
+    assert table._sweep({}) == []
     assert SWEEP[1] == "goa"
 
 
