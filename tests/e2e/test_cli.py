@@ -71,7 +71,7 @@ def test_prune_says_what_it_does(uniform: tuple[Path, Any], tiny_folder: Callabl
     recipe = re.fullmatch(r"recipe: (\{.*\})\n", ran.err)
     assert recipe, ran.err
     assert json.loads(recipe[1]) == facts["recipe"]
-    assert facts["recipe"]["name"] == "goa-budget"
+    assert facts["recipe"]["name"] == "best-uniform"
     assert facts["recipe"]["sparsity"] == 0.4
 
 

@@ -47,10 +47,13 @@ def limit_asked(sparsity: str | None, plan_file: Path | None, **said: str | None
     return limit_of(**said)
 
 
-def recipe_asked(name: str | None, plan_file: Path | None, *, uniform: bool, **overrides: Any) -> Any:
+def recipe_asked(
+    name: str | None, plan_file: Path | None, *, uniform: bool, stream: bool = False, **overrides: Any
+) -> Any:
     """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here.
 
-    Lists among the overrides are still in one string; with `uniform`, blocks do not differ.
+    Lists among the overrides are still in one string; with `uniform`, blocks do not differ. Without a name it is the
+    best that the other options leave: `best` where widths may differ, `obs` where one block is held at a time.
     """
     from ..errors import RecipeError
     from ..recipe import Recipe
@@ -60,7 +63,9 @@ def recipe_asked(name: str | None, plan_file: Path | None, *, uniform: bool, **o
     if plan_file is not None and replaced:
         named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
-    chosen = Recipe.load(name or DEFAULT_RECIPE, **overrides)
+    if name is None:
+        name = "obs" if stream else "best" if overrides.get("per_block") else DEFAULT_RECIPE
+    chosen = Recipe.load(name, **overrides)
     return chosen.evened() if uniform else chosen
 
 

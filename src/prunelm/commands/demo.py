@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..workflow import DEFAULT_RECIPE
+from ..workflow import QUICK_RECIPE
 from .console import out, progress_bars, quiet
 from .options import Folder, Force, RecipeName, Sparsity
 from .tables import comparison_table
@@ -12,7 +12,7 @@ from .written import how_to_load
 def demo(
     out_folder: Folder = Path("smollm2-pruned"),
     sparsity: Sparsity = 0.2,
-    recipe: RecipeName = DEFAULT_RECIPE,
+    recipe: RecipeName = QUICK_RECIPE,
     force: Force = False,
 ) -> None:
     """Prune a real pretrained Llama-type model from PyPI and show what it cost."""

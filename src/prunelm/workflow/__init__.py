@@ -1,4 +1,6 @@
 """What the commands do, as functions: one module for each, and those for the files and texts that they share."""
 
-DEFAULT_RECIPE = "goa-budget"
-"""What is used where no recipe is named."""
+DEFAULT_RECIPE = "best-uniform"
+"""What is used where no recipe is named: the best that every loader opens."""
+QUICK_RECIPE = "goa-budget"
+"""What is used where a newcomer waits."""

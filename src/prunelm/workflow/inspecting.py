@@ -14,7 +14,6 @@ from ..plan import prunable
 from ..recipe import Recipe
 from ..sites import Site, find_sites
 from ..sized_pruning import sized_by
-from . import DEFAULT_RECIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ def inspect(model: str | Path, *, unit: str = "group", **access: Any) -> Inspect
     budgets = []
     for sparsity in (0.1, 0.2, 0.3):
         try:
-            job = plan_counts(shapes, Recipe.load(DEFAULT_RECIPE, sparsity=sparsity, unit=unit))
+            job = plan_counts(shapes, Recipe(sparsity=sparsity, unit=unit))
         except BudgetError as error:
             budgets.append({"sparsity": sparsity, "error": str(error)})
         else:
