@@ -144,11 +144,21 @@ def _counted(job: Job, recipe: Recipe) -> Job:
             check_block_budget(job.sites, job.budget, len(by_block(job.everything)))
         else:
             least_step(job.sites, job.budget)
-    except BudgetError:
-        if not recipe.hidden or not 0 <= job.budget.target < _largest_step(job, recipe):
-            raise
-        return _nothing_more(job, recipe)
+    except BudgetError as error:
+        if recipe.hidden and 0 <= job.budget.target < _largest_step(job, recipe):
+            return _nothing_more(job, recipe)
+        raise BudgetError(f"{error}{_other_sites(job, recipe)}") from None
     return job
+
+
+def _other_sites(job: Job, recipe: Recipe) -> str:
+    """Which kinds of site the recipe leaves alone, for a budget that the others cannot pay."""
+    most = sum(job.budget.options(site)[-1] * site.cost for site in job.sites)
+    spared = sorted({site.name for site in job.everything} - set(recipe.sites))
+    if not spared or job.budget.target <= most:
+        return ""
+    every = ",".join(dict.fromkeys(site.name for site in job.everything))
+    return f" Recipe {recipe.name!r} leaves {' and '.join(spared)} alone; --sites {every} lets it lose units too."
 
 
 def _free(recipe: Recipe) -> bool:

@@ -18,6 +18,7 @@ from tests import forked
 from transformers import LlamaForCausalLM
 
 import prunelm
+from prunelm.commands.asked import recipe_asked
 from prunelm.errors import CheckpointError
 from prunelm.testing import outputs, tiny_inputs
 
@@ -48,9 +49,10 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 def uniform(
     run_cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path_factory: Any
 ) -> tuple[Path, Any]:
-    """A folder that `prune` wrote with the default recipe in a fresh process, and what that printed."""
+    """A folder that `prune` wrote with a quick recipe in a fresh process, and what that printed."""
     out = tmp_path_factory.mktemp("pruned") / "llama [small] :x:"
-    ran = run_cli("prune", tiny_folder("llama"), out, "--sparsity", "0.4", "--text", text_file, *SMALL)
+    quick = ("--sparsity", "0.4", "--recipe", "goa-budget")
+    ran = run_cli("prune", tiny_folder("llama"), out, *quick, "--text", text_file, *SMALL)
     assert ran.code == 0, ran
     return out, ran
 
@@ -71,7 +73,7 @@ def test_prune_says_what_it_does(uniform: tuple[Path, Any], tiny_folder: Callabl
     recipe = re.fullmatch(r"recipe: (\{.*\})\n", ran.err)
     assert recipe, ran.err
     assert json.loads(recipe[1]) == facts["recipe"]
-    assert facts["recipe"]["name"] == "best-uniform"
+    assert facts["recipe"]["name"] == "goa-budget"
     assert facts["recipe"]["sparsity"] == 0.4
 
 
@@ -133,7 +135,19 @@ def test_pruning_again_gives_the_same_bytes(
 ) -> None:
     first, _ = uniform
     second = tmp_path / "elsewhere"
-    ran = cli("prune", tiny_folder("llama"), second, "--sparsity", "0.4", "--text", text_file, *SMALL, "--json")
+    ran = cli(
+        "prune",
+        tiny_folder("llama"),
+        second,
+        "--recipe",
+        "goa-budget",
+        "--sparsity",
+        "0.4",
+        "--text",
+        text_file,
+        *SMALL,
+        "--json",
+    )
     assert ran.code == 0, ran
     printed = json.loads(ran.out)
     assert printed.pop("out") == str(second)
@@ -169,7 +183,7 @@ def test_several_sizes_from_one_calibration(
 def test_dry_run_writes_nothing_and_foretells(
     as_json: bool, uniform: tuple[Path, Any], cli: Callable[..., Any], tiny_folder: Any, tmp_path: Path
 ) -> None:
-    options = ("--sparsity", "0.4", "--dry-run", *(["--json"] if as_json else []))
+    options = ("--sparsity", "0.4", "--recipe", "goa-budget", "--dry-run", *(["--json"] if as_json else []))
     ran = cli("prune", tiny_folder("llama"), tmp_path / "out", *options)
     assert ran.code == 0, ran
     assert list(tmp_path.iterdir()) == []
@@ -183,6 +197,32 @@ def test_dry_run_writes_nothing_and_foretells(
     else:
         assert f"{sizes['after']:,}" in ran.out
         assert "Nothing was written" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "best-uniform"),
+        ({"per_block": True}, "best"),
+        ({"stream": True}, "obs"),
+        ({"allocator": "uniform"}, "obs"),
+        ({"per_block": True, "allocator": "per-module"}, "obs"),
+    ],
+)
+def test_the_default_recipe_is_the_best_that_other_options_leave(options: dict[str, Any], name: str) -> None:
+    left = {"sites": None, "targets": None, **options}
+    assert recipe_asked(None, None, uniform=False, **left).name == name
+    assert recipe_asked("l1", None, uniform=False, **left).name == "l1"
+
+
+def test_the_default_recipe_prunes_into_a_stock_folder(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "out", "--sparsity", "0.4", "--text", text_file, *SMALL)
+    assert ran.code == 0, ran
+    assert "plans tried on" in ran.err
+    facts = read(tmp_path / "out", "pruning.json")
+    assert (facts["recipe"]["name"], facts["loader"]) == ("best-uniform", "transformers")
 
 
 def test_dry_run_reads_no_weight(cli: Callable[..., Any], tiny_folder: Any, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def recipe_asked(
     """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here.
 
     Lists among the overrides are still in one string; with `uniform`, blocks do not differ. Without a name it is the
-    best that the other options leave: `best` where widths may differ, `obs` where one block is held at a time.
+    best that the other options leave: `best` where widths may differ, and `obs`, which makes no search, where one block
+    is held at a time or the allocator is named.
     """
     from ..errors import RecipeError
     from ..recipe import Recipe
@@ -64,7 +65,8 @@ def recipe_asked(
         named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None:
-        name = "obs" if stream else "best" if overrides.get("per_block") else DEFAULT_RECIPE
+        plain = stream or overrides.get("allocator") is not None
+        name = "obs" if plain else "best" if overrides.get("per_block") else DEFAULT_RECIPE
     chosen = Recipe.load(name, **overrides)
     return chosen.evened() if uniform else chosen
 

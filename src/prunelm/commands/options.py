@@ -24,7 +24,9 @@ Fit = Annotated[str | None, typer.Option(help="Budget: bytes of weights in a for
 Faster = Annotated[str | None, typer.Option("--speedup", help="Budget: measured speed, as in 1.5, or 1.5@decode.")]
 
 RecipeName = Annotated[str, typer.Option(help="Recipe name or .toml file.")]
-MaybeRecipe = Annotated[str | None, typer.Option(help=f"Recipe name or .toml file; {DEFAULT_RECIPE} by default, best with --per-block.")]
+MaybeRecipe = Annotated[
+    str | None, typer.Option(help=f"Recipe name or .toml file; {DEFAULT_RECIPE} by default, best with --per-block.")
+]
 Calibrated = Annotated[Path | None, typer.Option(help="Folder of prunelm calibrate, to skip that pass.")]
 JournalFile = Annotated[Path | None, typer.Option(help="File that lets an interrupted search go on.")]
 Allocator = Annotated[str | None, typer.Option(help="Replace the recipe's allocator.")]
