@@ -10,6 +10,6 @@ def beyond_knee(share: float) -> list[str]:
     if share <= KNEE:
         return []
     return [
-        f"{share:.0%} of the blocks is more than {KNEE:.0%}, from where on every further tenth cost more than the average "
-        "one when SmolLM2-135M was pruned by 10 to 90 %: evaluate the result before it is used"
+        f"{share:.0%} of the blocks is more than {KNEE:.0%}, from where on every further tenth cost more than the "
+        "average one when SmolLM2-135M was pruned by 10 to 90 %: evaluate the result before it is used"
     ]
