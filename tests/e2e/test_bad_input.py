@@ -550,7 +550,7 @@ def test_fewer_tokens_than_a_refit_has_channels(
 ) -> None:
     command = ("prune", tiny_folder("llama"), tmp_path / "out", "--sparsity", "0.3", "--text", text_file)
     says = ("32 calibration tokens", "48 channels", "--reconstruction none")
-    refused(*command, "--samples", "2", "--length", "16", says=says)
+    refused(*command, "--samples", "2", "--length", "16", "--recipe", "goa-budget", says=says)
 
 
 def test_length_above_the_positions_of_the_model(

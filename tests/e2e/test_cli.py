@@ -204,7 +204,7 @@ def test_dry_run_writes_nothing_and_foretells(
     [
         ({}, "best-uniform"),
         ({"per_block": True}, "best"),
-        ({"stream": True}, "obs"),
+        ({"looks": False}, "obs"),
         ({"allocator": "uniform"}, "obs"),
         ({"per_block": True, "allocator": "per-module"}, "obs"),
     ],

@@ -41,7 +41,7 @@ def ended(runs: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 
 
 def test_torchrun(cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path) -> None:
-    options = (tiny_folder("llama"), "--text", text_file, *SMALL)
+    options = (tiny_folder("llama"), "--text", text_file, *SMALL, "--recipe", "goa-budget")
     assert cli("prune", *options[:1], tmp_path / "one", *options[1:]).code == 0
     words = ["prune", options[0], tmp_path / "two", *options[1:], "--json"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "prunelm"]

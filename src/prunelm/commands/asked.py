@@ -48,13 +48,13 @@ def limit_asked(sparsity: str | None, plan_file: Path | None, **said: str | None
 
 
 def recipe_asked(
-    name: str | None, plan_file: Path | None, *, uniform: bool, stream: bool = False, **overrides: Any
+    name: str | None, plan_file: Path | None, *, uniform: bool, looks: bool = True, **overrides: Any
 ) -> Any:
     """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here.
 
     Lists among the overrides are still in one string; with `uniform`, blocks do not differ. Without a name it is the
-    best that the other options leave: `best` where widths may differ, and `obs`, which makes no search, where one block
-    is held at a time or the allocator is named.
+    best that the other options leave: `best` where widths may differ, and `obs`, which makes no search, where the model
+    cannot be looked at first (`looks`) or the allocator is named.
     """
     from ..errors import RecipeError
     from ..recipe import Recipe
@@ -65,7 +65,7 @@ def recipe_asked(
         named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None:
-        plain = stream or overrides.get("allocator") is not None
+        plain = not looks or overrides.get("allocator") is not None
         name = "obs" if plain else "best" if overrides.get("per_block") else DEFAULT_RECIPE
     chosen = Recipe.load(name, **overrides)
     return chosen.evened() if uniform else chosen

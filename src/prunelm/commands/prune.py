@@ -159,7 +159,9 @@ def prune(
     model, out_folder = given(MODEL=model, OUT=out_folder)
     limit = size.limit
     shares = numbers(size.sparsity) if size.sparsity is not None else []
-    chosen = recipe_asked(inputs.recipe, size.plan_file, stream=streamed.stream, **_replaced(shares, inputs, overrides))
+    chosen = recipe_asked(
+        inputs.recipe, size.plan_file, looks=not streamed.stream, **_replaced(shares, inputs, overrides)
+    )
     if dry_run:
         with quiet():
             rows = _dry_runs(model, _sizes(chosen, shares), plan=size.plan_file, limit=limit, **vars(access))
