@@ -12,7 +12,6 @@ from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError, RecipeError
 from .hidden import narrow_hidden_
 from .knapsack import least_step
-from .knee import beyond_knee
 from .plan import Budget, Counts, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
@@ -100,17 +99,16 @@ def plan_counts(
     now = dense_sizes(model)
     dense = dense or now
     narrowed = dense.prunable - now.prunable
-    budget = _budget(model, chosen, recipe, floor or {}, dense, now)
     job = Job(
         everything=everything,
         sites=chosen,
-        budget=budget,
+        budget=_budget(model, chosen, recipe, floor or {}, dense, now),
         counts=None,
         step=0,
         prunable=dense.prunable,
         narrowed=narrowed,
         outside=dense.parameters - now.parameters - narrowed,
-        notes=[*notes, *beyond_knee((budget.target + narrowed) / dense.prunable)],
+        notes=notes,
     )
     return with_counts(job, counts) if counts is not None else _counted(job, recipe)
 
