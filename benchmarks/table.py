@@ -280,7 +280,7 @@ def _zero_shot(entries: Mapping[str, Any]) -> list[str]:
         _row(["", *(task.removeprefix("local_") for task in TASKS), "mean"]),
         _row(["---"] * (len(TASKS) + 2)),
     ]
-    for cell, entry in entries.items():
+    for cell, entry in sorted(entries.items(), key=lambda item: item[0] != "dense"):
         found = [entry["tasks"][task] for task in TASKS]
         mean = sum(task["value"] for task in found) / len(found)
         lines.append(_row([cell, *(f"{t['value']:.1%} ± {t['error']:.1%}" for t in found), f"{mean:.1%}"]))

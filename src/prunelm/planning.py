@@ -15,7 +15,7 @@ from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
-from .workflow import DEFAULT_RECIPE
+from .workflow import DEFAULT_RECIPE, PLAIN_RECIPE
 from .workflow.inspecting import planned
 from .workflow.texts import read_batches
 from .writing import check_file, writes
@@ -40,7 +40,7 @@ def plan(
     model: str | Path,
     out: str | Path | None = None,
     *,
-    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    recipe: str | Path | Recipe | None = None,
     text: str | Path | None = None,
     calibrated: str | Path | None = None,
     edited: str | Path | None = None,
@@ -58,7 +58,8 @@ def plan(
     Weights are read only where the recipe decides widths by looking at the model, which needs `text` or `calibrated`.
 
     Args:
-        model, recipe, text, limit, device, progress, trust_remote_code, allow_pickle, overrides: see `prune`.
+        model, text, limit, device, progress, trust_remote_code, allow_pickle, overrides: see `prune`.
+        recipe: see `prune`; by default its own default, or `obs` where there is nothing to look with.
         out: file to write.
         calibrated: a folder of `calibrate`, in place of looking.
         edited: a plan to show in place of making one.
@@ -68,6 +69,8 @@ def plan(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
+    if recipe is None:
+        recipe = PLAIN_RECIPE if text is None and calibrated is None else DEFAULT_RECIPE
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     if isinstance(limit, MaxPerplexity):
         raise BudgetError("--max-ppl is met by measuring pruned models: prunelm prune does that, a plan cannot.")

@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 # The README's examples name MODEL, OUT, calibration.txt and held-out.txt; the fixture below makes files of these names,
 # so its lines run unchanged. Only what would take long is made smaller, by options appended to lines that hold the key.
 SMALLER = {
-    "--self-generated": ["--samples", "4", "--length", "64"],
+    "--self-generated": ["--samples", "8", "--length", "64"],
     "osp": ["--samples", "16", "--length", "32"],
     "liar": ["--multiple-of", "4"],
     "--for": ["--multiple-of", "4"],

@@ -30,7 +30,8 @@ def test_cells_and_tables(
         tested[name] = tmp_path / f"{name}.txt"
         tested[name].write_text(text[len(text) // 2 :] if name in texts else text)
     documents = {name: [text[: len(text) // 2]] for name, text in texts.items()}
-    robustness.run(tiny_folder("llama"), documents, tested, sizes=TINY)
+    folder = tiny_folder("llama", intermediate_size=128)
+    robustness.run(folder, documents, tested, sizes=TINY)
     entries = json.loads((results / "robustness.json").read_text())
     assert len(entries) == 4
     home = entries["goa 0.5 C4"]

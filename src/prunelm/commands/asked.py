@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from ..workflow import DEFAULT_RECIPE
+from ..workflow import DEFAULT_RECIPE, PLAIN_RECIPE
 from .console import err, out, progress_bars, quiet
 from .written import show_reports
 
@@ -66,7 +66,7 @@ def recipe_asked(
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None:
         plain = not looks or overrides.get("allocator") is not None
-        name = "obs" if plain else "best" if overrides.get("per_block") else DEFAULT_RECIPE
+        name = PLAIN_RECIPE if plain else "best" if overrides.get("per_block") else DEFAULT_RECIPE
     chosen = Recipe.load(name, **overrides)
     return chosen.evened() if uniform else chosen
 

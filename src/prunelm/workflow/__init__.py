@@ -2,5 +2,7 @@
 
 DEFAULT_RECIPE = "best-uniform"
 """What is used where no recipe is named: the best that every loader opens."""
+PLAIN_RECIPE = "obs"
+"""The same without a search, for when the model cannot be looked at first."""
 QUICK_RECIPE = "goa-budget"
 """What is used where a newcomer waits."""
