@@ -76,9 +76,7 @@ def frontier() -> None:
     documents = c4_part(0, 90)
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
-        dense = dequantized(Path(scratch) / "dense")
-        c4 = written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))
-        texts = {"WikiText-2": WIKITEXT, "C4": c4}
+        dense, texts = _dense_and_texts(Path(scratch))
         measure("frontier", "dense", lambda: cells_of(dense, None, [], texts, **options))
         for sparsity in FRONTIER_SPARSITIES:
             for name in FRONTIER:
@@ -99,12 +97,17 @@ def sweep() -> None:
     documents = c4_part(0, 90)
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
-        dense = dequantized(Path(scratch) / "dense")
-        texts = {"WikiText-2": WIKITEXT, "C4": written(Path(scratch) / "c4-held-out.jsonl", c4_part(90, 95))}
+        dense, texts = _dense_and_texts(Path(scratch))
         measure("sweep", "dense", lambda: cells_of(dense, None, [], texts, **options))
         for name in SWEEP:
             recipe = Recipe.load(name, sparsity=SWEEP_SPARSITIES[0], samples=32, length=512)
             measure("sweep", name, lambda r=recipe: _sizes_of(dense, r, documents, texts, **options))
+
+
+def _dense_and_texts(scratch: Path) -> tuple[Path, dict[str, Path]]:
+    """SmolLM2's folder, and the two texts that the larger tables evaluate on."""
+    c4 = written(scratch / "c4-held-out.jsonl", c4_part(90, 95))
+    return dequantized(scratch / "dense"), {"WikiText-2": WIKITEXT, "C4": c4}
 
 
 def _sizes_of(
@@ -114,18 +117,15 @@ def _sizes_of(
     source = find_model(folder, device=device())
     tokenizer, dense = load_tokenizer(source), load_model(source)
     calibration, refit = calibration_batches(dense, tokenizer, recipe, documents, name="benchmark text")
-    sizes = [replace(recipe, sparsity=sparsity) for sparsity in SWEEP_SPARSITIES if _can_go(dense, recipe, sparsity)]
+    shares = [sparsity for sparsity in SWEEP_SPARSITIES if _can_go(dense, recipe, sparsity)]
     found: dict[str, Any] = dict.fromkeys(map(str, SWEEP_SPARSITIES))
     start = time.perf_counter()
-    shares = [size.sparsity for size in sizes]
     if recipe.judges_plans:
         family = prune_family(lambda: load_model(source), calibration, recipe, shares, refit=refit)
     else:
-        family = (_alone(load_model(source), calibration, size, refit) for size in sizes)
+        family = (_alone(load_model(source), calibration, replace(recipe, sparsity=s), refit) for s in shares)
     for share, (pruned, _) in zip(shares, family, strict=True):
-        found[str(share)] = {
-            name: evaluate(pruned, tokenizer, text, **options).to_dict() for name, text in texts.items()
-        }
+        found[str(share)] = _evaluated(pruned, tokenizer, texts, **options)
     seconds = time.perf_counter() - start
     return {"recipe": recipe.to_dict(), "calibration": calibration.facts, "seconds": seconds, "sizes": found}
 

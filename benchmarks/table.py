@@ -187,7 +187,7 @@ def _trials(entries: dict[str, Any]) -> list[str]:
         trial, size = cell.rsplit(" ", 1)
         above = [entries[cell]["losses"][text] - entries["dense"]["losses"][text] for text in texts]
         found = [note.partition(": ")[2] for note in entries[cell]["notes"] if "plans tried" in note]
-        values = [f"{value:.3f}" for value in (*above, sum(above) / len(above))]
+        values = [f"{value:.3f}" for value in (*above, mean_excess(entries, cell))]
         lines.append(
             _row([trial, f"{float(size):.0%}", *values, str(entries[cell]["groups"] or "all"), *(found or [""])])
         )

@@ -15,7 +15,7 @@ from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
-from .workflow import DEFAULT_RECIPE, PLAIN_RECIPE
+from .workflow import default_recipe
 from .workflow.inspecting import planned
 from .workflow.texts import read_batches
 from .writing import check_file, writes
@@ -70,7 +70,7 @@ def plan(
         PruneLMError: one line that says what to do; nothing was written.
     """
     if recipe is None:
-        recipe = PLAIN_RECIPE if text is None and calibrated is None else DEFAULT_RECIPE
+        recipe = default_recipe(looks=text is not None or calibrated is not None)
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     if isinstance(limit, MaxPerplexity):
         raise BudgetError("--max-ppl is met by measuring pruned models: prunelm prune does that, a plan cannot.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from ..workflow import DEFAULT_RECIPE, PLAIN_RECIPE
+from ..workflow import default_recipe
 from .console import err, out, progress_bars, quiet
 from .written import show_reports
 
@@ -65,8 +65,8 @@ def recipe_asked(
         named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None:
-        plain = not looks or overrides.get("allocator") is not None
-        name = PLAIN_RECIPE if plain else "best" if overrides.get("per_block") else DEFAULT_RECIPE
+        searches = looks and overrides.get("allocator") is None
+        name = default_recipe(looks=searches, per_block=bool(overrides.get("per_block")))
     chosen = Recipe.load(name, **overrides)
     return chosen.evened() if uniform else chosen
 
