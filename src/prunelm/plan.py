@@ -145,6 +145,13 @@ def top_units(scores: Float[Tensor, " unit"], keep: int, strata: int = 1) -> Int
     return torch.cat(picks).sort().values
 
 
+def order_of(scores: Float[Tensor, " unit"], strata: int = 1) -> Int[Tensor, " unit"]:
+    """All units, those that go last first: `top_units` keeps the first ones, whatever number of them stays."""
+    ranks = scores.reshape(strata, -1).argsort(stable=True, dim=1).flip(1)
+    starts = torch.arange(strata, device=scores.device) * ranks.shape[1]
+    return (ranks + starts[:, None]).T.flatten()
+
+
 def largest_option(options: Sequence[int], at_most: float) -> int:
     """The largest option that is not above `at_most`, or else the smallest."""
     return max((option for option in options if option <= at_most + 1e-9), default=min(options))

@@ -1,13 +1,13 @@
 """A model as a plan would leave it, without narrowing anything, so that plans can be judged and taken back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .moments import CrossMoments, Moments
-from .plan import top_units
+from .plan import order_of, top_units
 from .reconstructions import Reconstruction
 from .sites import Site, bias_of, weight_of
 
@@ -18,7 +18,8 @@ class Rehearsal:
     """While open, consumers act as if units were gone and the others repaired; closed, they are as they were.
 
     Columns of removed units are zero, which computes what narrowing computes. Repairs are solved from the moments of
-    the dense model, so no plan needs a pass over the calibration text. Solved layers are kept until `forget`.
+    the dense model, so no plan needs a pass over the calibration text. Solved layers are kept until `forget`; where the
+    repair can, each site is factored once, for all numbers of its units.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Rehearsal:
         self.scores, self.moments, self.repair, self.ridge = scores, moments, repair, ridge
         self.now = dict.fromkeys(self.sites, 0)
         self._solved: dict[tuple[str, int], Layer] = {}
+        self._nested: dict[str, Callable[[int], Layer]] = {}
 
     @torch.no_grad()
     def __enter__(self) -> "Rehearsal":
@@ -43,17 +45,35 @@ class Rehearsal:
     def __exit__(self, *_: object) -> None:
         self.apply(dict.fromkeys(self.sites, 0))
         self._solved.clear()
+        self._nested.clear()
 
     @torch.no_grad()
     def layer(self, key: str, removed: int) -> Layer:
         """A consumer's weight over all its channels, and its bias, with that many units of its site removed."""
         if (key, removed) not in self._solved:
-            site, (weight, bias) = self.sites[key], self._solved[key, 0]
-            columns = site.consumer.keep(top_units(self.scores[key], site.n_units - removed, site.strata))
-            moments = CrossMoments.of_layer(self.moments[key], weight, bias)
-            narrow, new_bias = self.repair(weight, bias, moments, columns, ridge=self.ridge)
-            self._solved[key, removed] = widened(narrow, columns, weight), new_bias
+            solve = self._leading if self.repair.nested is not None else self._alone
+            narrow, new_bias, columns = solve(self.sites[key], self.sites[key].n_units - removed)
+            self._solved[key, removed] = widened(narrow, columns, self._solved[key, 0][0]), new_bias
         return self._solved[key, removed]
+
+    def _alone(self, site: Site, kept: int) -> tuple[*Layer, Int[Tensor, " kept"]]:
+        """The repaired layer over the kept columns, and these, solved for this number of kept units."""
+        columns = site.consumer.keep(top_units(self.scores[site.key], kept, site.strata))
+        return *self.repair(*self._own(site), columns, ridge=self.ridge), columns
+
+    def _leading(self, site: Site, kept: int) -> tuple[*Layer, Int[Tensor, " kept"]]:
+        """The same, from a factorization that serves every number of kept units."""
+        order = site.consumer.order(order_of(self.scores[site.key], site.strata))
+        if site.key not in self._nested:
+            assert self.repair.nested is not None
+            self._nested[site.key] = self.repair.nested(*self._own(site), order, ridge=self.ridge)
+        columns = len(site.consumer.fixed) + kept * site.consumer.index.shape[1]
+        return *self._nested[site.key](columns), order[:columns]
+
+    def _own(self, site: Site) -> tuple[*Layer, CrossMoments]:
+        """A consumer's own weight and bias, and the moments of its input with its own output."""
+        weight, bias = self._solved[site.key, 0]
+        return weight, bias, CrossMoments.of_layer(self.moments[site.key], weight, bias)
 
     @torch.no_grad()
     def apply(self, removed: Mapping[str, int]) -> None:

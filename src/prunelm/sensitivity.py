@@ -1,8 +1,7 @@
 """What a site's error costs at the model's output, measured by forward passes on held-out tokens."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,9 +12,7 @@ from torch.nn.functional import kl_div
 from .distributed import summed, summed_number
 from .gradients import differentiable, gradient_of
 from .losses import answers, predicts
-from .moments import Moments
 from .plan import Budget
-from .reconstructions import Reconstruction
 from .rehearsal import Rehearsal
 from .sites import Site, weight_of
 from .stream import Batch, BlockStream
@@ -99,16 +96,6 @@ class Divergence:
         if self.predicts:
             return kl_div(now, dense, log_target=True, reduction="sum")
         return (now - dense).square().sum() / self.energy
-
-
-@contextlib.contextmanager
-def repaired_in_place(
-    site: Site, scores: Float[Tensor, " unit"], moments: Moments, removed: int, repair: Reconstruction, ridge: float
-) -> Iterator[None]:
-    """While open, the site's consumer acts as if `removed` units were gone and the others repaired."""
-    with Rehearsal([site], {site.key: scores}, {site.key: moments}, repair, ridge) as rehearsal:
-        rehearsal.apply({site.key: removed})
-        yield
 
 
 def rehearsed(removed: Mapping[str, int], rehearsal: Rehearsal, divergence: Divergence) -> float:

@@ -132,6 +132,10 @@ class Slot:
         """Positions that stay when the units `kept` stay, in their old order."""
         return torch.cat([self.index[kept].flatten(), self.fixed]).sort().values
 
+    def order(self, units: Int[Tensor, " unit"]) -> Int[Tensor, " position"]:
+        """Positions that no unit owns, then those of each unit in the order of `units`."""
+        return torch.cat([self.fixed, self.index[units].flatten()])
+
 
 @dataclass(frozen=True, eq=False)
 class Site:

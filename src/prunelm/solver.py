@@ -30,6 +30,54 @@ def damped_fit(
     Raises:
         CalibrationError: the moments cannot be factored even so; says how many tokens would do.
     """
+    root, now = _factored(second, damping, tokens)
+    rows = zip(torch.split(cross, ROWS), torch.split(prior, ROWS), strict=True)
+    return torch.cat([by_one(n, partial(_solved, root, c, p, now), p) for n, (c, p) in enumerate(rows)])
+
+
+class NestedFits:
+    """Damped fits over the first channels of an order, any number of them, from one factorization.
+
+    The root of the leading channels' moments is the leading part of the root L of all of them, and so is the solution
+    of its first triangular system: V_k = [L^-1 (sum x y^T + D P^T)]_k^T (L_kk)^-1. A fit costs one triangular solve.
+    Arguments as for `damped_fit`, channels in their order.
+
+    Raises:
+        CalibrationError: as there.
+    """
+
+    def __init__(
+        self,
+        second: Float[Tensor, "channel channel"],
+        cross: Float[Tensor, "out channel"],
+        prior: Float[Tensor, "out channel"],
+        damping: Float[Tensor, " channel"],
+        *,
+        tokens: int,
+    ) -> None:
+        self._root, now = _factored(second, damping, tokens)
+        self._dtype = prior.dtype
+        self._half = torch.linalg.solve_triangular(self._root, (cross + prior.to(now) * now).T, upper=False).T
+
+    def first(self, count: int) -> Float[Tensor, "out count"]:
+        """The fit over the first channels alone, in the dtype of the prior."""
+        root = self._root[:count, :count]
+        rows = enumerate(torch.split(self._half[:, :count], ROWS))
+        return torch.cat([by_one(n, partial(_backward, root, h, self._dtype), h.to(self._dtype)) for n, h in rows])
+
+
+def _backward(
+    root: Float[Tensor, "count count"], half: Float[Tensor, "out count"], dtype: torch.dtype
+) -> Float[Tensor, "out count"]:
+    """Some rows of a fit, from the first triangular system's solution."""
+    found: Tensor = torch.linalg.solve_triangular(root, half, upper=False, left=False)
+    return found.to(dtype)
+
+
+def _factored(
+    second: Float[Tensor, "channel channel"], damping: Float[Tensor, " channel"], tokens: int
+) -> tuple[Float[Tensor, "channel channel"], Float[Tensor, " channel"]]:
+    """The Cholesky root of the damped moments, and the damping that it took."""
     energy = second.diagonal().clone()
     try:
         for factor in FACTORS:
@@ -37,8 +85,7 @@ def damped_fit(
             second.diagonal().copy_(energy + now)
             root, info = torch.linalg.cholesky_ex(second)
             if int(info) == 0:
-                rows = zip(torch.split(cross, ROWS), torch.split(prior, ROWS), strict=True)
-                return torch.cat([by_one(n, partial(_solved, root, c, p, now), p) for n, (c, p) in enumerate(rows)])
+                return root, now
     finally:
         second.diagonal().copy_(energy)
     raise CalibrationError(

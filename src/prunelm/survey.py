@@ -19,7 +19,8 @@ from .plan import Budget
 from .progress import Progress
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS, Reconstruction
-from .sensitivity import Divergence, Point, damage_of, levels_of, repaired_in_place
+from .rehearsal import Rehearsal
+from .sensitivity import Divergence, Point, damage_of, levels_of
 from .similarity import head_similarity
 from .sites import Site, bias_of, by_block, weight_of
 from .stream import BlockStream
@@ -224,8 +225,9 @@ def _price(
     divergence: Divergence,
     entering: Sequence[Tensor],
 ) -> list[Point]:
-    points = []
-    for removed in levels_of(site, budget):
-        with repaired_in_place(site, scores, moments, removed, repair_of(recipe), recipe.ridge):
+    points, key = [], site.key
+    with Rehearsal([site], {key: scores}, {key: moments}, repair_of(recipe), recipe.ridge) as rehearsal:
+        for removed in levels_of(site, budget):
+            rehearsal.apply({key: removed})
             points.append((removed, divergence.measure(site.block, entering)))
     return points

@@ -27,7 +27,7 @@ from .importance import Importance, gate_slopes, importances
 from .losses import objective
 from .moments import CrossMoments, Moments
 from .plan import Budget, prunable
-from .reconstructions import RECONSTRUCTIONS
+from .reconstructions import RECONSTRUCTIONS, Reconstruction
 from .similarity import head_similarity
 from .sites import Site, bias_of, find_blocks, find_sites, gone_sites, narrow_, weight_of
 from .stream import BlockStream, prediction
@@ -439,7 +439,8 @@ def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, m
 def check_reconstruction(name: str, *, ridge: float = 1e-3) -> None:
     """Raise unless a reconstruction keeps shapes and inputs, and never fits worse than doing nothing.
 
-    A refit returns a perfect weight unchanged; a repair that keeps every channel returns the layer unchanged.
+    A refit returns a perfect weight unchanged; a repair that keeps every channel returns the layer unchanged. Where one
+    factorization serves all numbers of channels, it gives what a solve for each number gives.
     """
     solve = RECONSTRUCTIONS[name]
     generator = torch.Generator().manual_seed(0)
@@ -462,3 +463,24 @@ def check_reconstruction(name: str, *, ridge: float = 1e-3) -> None:
                 assert error <= old_error + 1e-9, f"{name}: error rises from {old_error:.3e} to {error:.3e}"
                 unchanged = drift or len(kept) < 7 or torch.allclose(new, weight, atol=1e-4)
                 assert unchanged, f"{name}: a perfect weight was changed"
+                if solve.nested is not None:
+                    check_nested(solve, weight, bias, moments, ridge)
+
+
+def check_nested(
+    solve: Reconstruction,
+    weight: Float[Tensor, "out channel"],
+    bias: Float[Tensor, " out"] | None,
+    moments: CrossMoments,
+    ridge: float,
+) -> None:
+    """Raise unless a reconstruction's solves for the first channels of an order are those that it makes one by one."""
+    assert solve.nested is not None
+    order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(0))
+    first = solve.nested(weight, bias, moments, order, ridge=ridge)
+    for count in range(1, len(order) + 1):
+        for nested, alone in zip(first(count), solve(weight, bias, moments, order[:count], ridge=ridge), strict=True):
+            same = nested is alone is None or (
+                nested is not None and alone is not None and torch.allclose(nested, alone, atol=1e-4)
+            )
+            assert same, f"{solve.name}: of the first {count} channels, what is nested differs from a solve of its own"

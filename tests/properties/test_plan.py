@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prunelm.allocators import ALLOCATORS
 from prunelm.errors import BudgetError
-from prunelm.plan import Budget, Plan, check_sparsity, prunable, top_units
+from prunelm.plan import Budget, Plan, check_sparsity, order_of, prunable, top_units
 from prunelm.sites import find_sites
 from prunelm.testing import made_up_measurements, tiny_model
 
@@ -35,6 +35,7 @@ def test_every_stratum_keeps_the_same_number(strata, per, seed, data):
     scores = torch.rand(strata * per, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     kept = top_units(scores, keep * strata, strata)
     assert torch.bincount(kept // per, minlength=strata).tolist() == [keep] * strata
+    assert order_of(scores, strata)[: keep * strata].sort().values.tolist() == kept.tolist()
 
 
 @pytest.mark.parametrize("name", sorted(ALLOCATORS))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from prunelm.recipe import Recipe
 from prunelm.reconstructions import RECONSTRUCTIONS
 from prunelm.rehearsal import Rehearsal
 from prunelm.search import pick
-from prunelm.sensitivity import Divergence, repaired_in_place
+from prunelm.sensitivity import Divergence
 from prunelm.sites import find_sites, narrow_, set_weight_
 from prunelm.stream import BlockStream
 from prunelm.testing import made_up_measurements, outputs, site_statistics, tiny_inputs, tiny_model
@@ -49,7 +51,8 @@ def test_divergence_of_a_plan_is_that_of_the_narrowed_model(family):
     scores = torch.rand(site.n_units, generator=torch.Generator().manual_seed(0))
     repair = RECONSTRUCTIONS["least-squares"]
     removed = site.n_units // 2
-    with repaired_in_place(site, scores, statistics.consumer, removed, repair, 0.1):
+    with Rehearsal([site], {site.key: scores}, {site.key: statistics.consumer}, repair, 0.1) as rehearsal:
+        rehearsal.apply({site.key: removed})
         found = divergence.measure(0, divergence.entering)
         columns = site.consumer.keep(scores.argsort()[removed:])
         weight, bias = site.consumer.layer.weight.clone(), site.consumer.layer.bias
@@ -58,14 +61,31 @@ def test_divergence_of_a_plan_is_that_of_the_narrowed_model(family):
         set_weight_(twin.consumer.layer, weight[:, columns], None if bias is None else bias.clone())
         fed = stream.batches[0]
         assert torch.allclose(outputs(model, fed), outputs(narrowed, fed), atol=1e-5)
-    assert found > 0
-    assert divergence.measure(0, divergence.entering) == pytest.approx(0, abs=1e-6)
-    with Rehearsal([site], {site.key: scores}, {site.key: statistics.consumer}, repair, 0.1) as rehearsal:
+        assert found > 0
+        rehearsal.apply({site.key: 0})
+        assert divergence.measure(0, divergence.entering) == pytest.approx(0, abs=1e-6)
         rehearsal.apply({site.key: removed})
         assert divergence.measure(0, divergence.entering) == pytest.approx(found, rel=1e-5)
         rehearsal.forget()
         rehearsal.apply({site.key: 0})
         assert divergence.measure(0, divergence.entering) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("family", "name"), [("llama", "attention"), ("gpt2", "ffn"), ("bert", "attention")])
+def test_one_factorization_gives_what_each_solve_would(family, name):
+    model = tiny_model(family)
+    site = next(s for s in find_sites(model) if s.name == name)
+    scores = torch.rand(site.n_units, generator=torch.Generator().manual_seed(0))
+    moments, nested = site_statistics(model, site).consumer, RECONSTRUCTIONS["least-squares"]
+    assert nested.nested is not None
+    layers = []
+    for repair in (nested, replace(nested, nested=None)):
+        with Rehearsal([site], {site.key: scores}, {site.key: moments}, repair, 0.1) as rehearsal:
+            layers.append([rehearsal.layer(site.key, removed) for removed in range(site.n_units)])
+    for (weight, bias), (own, own_bias) in zip(*layers, strict=True):
+        assert torch.allclose(weight, own, atol=1e-5)
+        assert (bias is None) == (own_bias is None)
+        assert bias is None or torch.allclose(bias, own_bias, atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", ["best", "best-uniform"])

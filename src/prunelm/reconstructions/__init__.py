@@ -12,6 +12,7 @@ from ..registry import Registry
 STAGES = ("none", "refit", "repair")
 Layer = tuple[Float[Tensor, "out kept"], Float[Tensor, " out"] | None]
 Solve = Callable[..., Layer]
+Nested = Callable[..., Callable[[int], Layer]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Reconstruction:
 
     `stage`: `refit` (the still dense module, producers then consumer, before it is scored), `repair` (the consumer,
     when units go), or `none`. `guards`: for repairs, the milder reconstructions that held-out tokens may prefer.
-    `solves`: whether it needs as many tokens as channels.
+    `solves`: whether it needs as many tokens as channels. `nested`: for repairs, the same solve for any number of
+    leading channels of an order, where one factorization gives them all.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Reconstruction:
     stage: str
     guards: tuple[str, ...] = ()
     solves: bool = True
+    nested: Nested | None = None
 
     def __call__(
         self,
@@ -46,7 +49,12 @@ RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruction", "prunelm.
 
 
 def reconstruction(
-    name: str, *, stage: str = "repair", guards: tuple[str, ...] = (), solves: bool = True
+    name: str,
+    *,
+    stage: str = "repair",
+    guards: tuple[str, ...] = (),
+    solves: bool = True,
+    nested: Nested | None = None,
 ) -> Callable[[Solve], Solve]:
     """A decorator that registers `(weight, bias, moments, kept columns, *, ridge) -> (weight, bias)`.
 
@@ -55,11 +63,13 @@ def reconstruction(
         stage: `repair`, `refit` or `none`; see `Reconstruction`.
         guards: milder reconstructions to fall back on where held-out tokens say so.
         solves: whether it needs at least as many tokens as channels; text that gives fewer is then refused.
+        nested: `(weight, bias, moments, order of columns, *, ridge) -> (number of columns -> (weight, bias))`, the same
+            solve for the first columns of an order, so that searches need not start again for every number.
     """
     if stage not in STAGES:
         raise ValueError(f"reconstruction {name!r}: stage must be one of {', '.join(STAGES)}, got {stage!r}")
 
-    return lambda solve: RECONSTRUCTIONS.adopt(name, Reconstruction(name, solve, stage, guards, solves), solve)
+    return lambda solve: RECONSTRUCTIONS.adopt(name, Reconstruction(name, solve, stage, guards, solves, nested), solve)
 
 
 __all__ = ["RECONSTRUCTIONS", "CrossMoments", "Layer", "Reconstruction", "reconstruction"]

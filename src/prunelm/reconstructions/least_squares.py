@@ -1,14 +1,35 @@
 """LIAR's repair: the kept units take over what the removed ones can be predicted to have given."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..solver import damped_fit, energy_damping
+from ..solver import NestedFits, damped_fit, energy_damping
 from . import CrossMoments, Layer, reconstruction
 
 
-@reconstruction("least-squares", guards=("none", "bias"))
+def nested(
+    weight: Float[Tensor, "out channel"],
+    bias: Float[Tensor, " out"] | None,
+    moments: CrossMoments,
+    order: Int[Tensor, " kept"],
+    *,
+    ridge: float = 1e-2,
+) -> Callable[[int], Layer]:
+    """`least_squares` over the first channels of an order, for any number of them: one Cholesky serves all."""
+    second, cross = _system(bias, moments, order)
+    fits = NestedFits(second, cross, weight[:, order], energy_damping(second, ridge), tokens=moments.x.tokens)
+
+    def first(count: int) -> Layer:
+        fit = fits.first(count)
+        return fit, _mean_error(fit, bias, moments, order[:count])
+
+    return first
+
+
+@reconstruction("least-squares", guards=("none", "bias"), nested=nested)
 def least_squares(
     weight: Float[Tensor, "out channel"],
     bias: Float[Tensor, " out"] | None,
@@ -29,15 +50,31 @@ def least_squares(
     Raises:
         CalibrationError: the kept channels' moments cannot be factored.
     """
-    n = moments.x.tokens
+    second, cross = _system(bias, moments, kept)
+    damping = energy_damping(second, ridge)
+    fit = damped_fit(second, cross, weight[:, kept], damping, tokens=moments.x.tokens)
+    return fit, _mean_error(fit, bias, moments, kept)
+
+
+def _system(
+    bias: Float[Tensor, " out"] | None, moments: CrossMoments, kept: Int[Tensor, " kept"]
+) -> tuple[Float[Tensor, "kept kept"], Float[Tensor, "out kept"]]:
+    """The kept channels' summed products with each other, and with the target; about means where there is a bias."""
     second, cross = moments.x.gram, moments.cross[:, kept]
     if bias is not None:
-        mean_x, mean_y = moments.x.mean, moments.y_total / n
-        second = moments.x.covariance * n
-        cross = cross - torch.outer(moments.y_total, mean_x[kept])
-    second = second[kept][:, kept]
-    damping = energy_damping(second, ridge)
-    fit = damped_fit(second, cross, weight[:, kept], damping, tokens=n)
+        second = moments.x.covariance * moments.x.tokens
+        cross = cross - torch.outer(moments.y_total, moments.x.mean[kept])
+    return second[kept][:, kept], cross
+
+
+def _mean_error(
+    fit: Float[Tensor, "out kept"],
+    bias: Float[Tensor, " out"] | None,
+    moments: CrossMoments,
+    kept: Int[Tensor, " kept"],
+) -> Float[Tensor, " out"] | None:
+    """The bias that makes the mean error zero, where there is a bias."""
     if bias is None:
-        return fit, None
-    return fit, (mean_y - fit.to(mean_x) @ mean_x[kept]).to(bias)
+        return None
+    mean = moments.x.mean
+    return (moments.y_total / moments.x.tokens - fit.to(mean) @ mean[kept]).to(bias)
