@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from .errors import CalibrationError
 from .gradients import differentiable
 from .losses import drawn_loss
-from .moments import products
+from .moments import squares
 from .placement import statistics_device
 from .sites import Site, weight_of
 from .stream import Batch
@@ -79,7 +79,7 @@ def adder(total: Tensor) -> Any:
     def on_forward(_module: nn.Module, _args: Any, output: Tensor) -> None:
         def on_backward(gradient: Tensor) -> None:
             g = gradient.detach().flatten(0, -2)
-            total.add_(products(g, g).to(total))
+            total.add_(squares(g).to(total))
 
         if output.requires_grad:
             output.register_hook(on_backward)  # type: ignore[no-untyped-call]

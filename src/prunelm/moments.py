@@ -12,6 +12,9 @@ from .distributed import summed, summed_number
 from .errors import CalibrationError
 from .placement import ROWS, exact
 
+PARTS = 4
+"""Runs of channels whose products with the channels behind them are not computed but mirrored."""
+
 
 class Moments:
     """First and second moments of one layer's input over tokens; accumulates with `update` and `merge`."""
@@ -34,7 +37,7 @@ class Moments:
         a = a.to(self.total.device)
         self.tokens += a.shape[0]
         self.total += a.sum(0, dtype=torch.float64)
-        self.gram += products(a, a) if self.full else a.float().square().sum(0, dtype=torch.float64)
+        self.gram += squares(a) if self.full else a.float().square().sum(0, dtype=torch.float64)
 
     def settle(self) -> None:
         """End the summing: from here on everything is in float64."""
@@ -205,3 +208,16 @@ def products(y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -
     if x.is_cuda and x.dtype == y.dtype and x.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(y.T, x, out_dtype=torch.float32)
     return y.float().T @ x.float()
+
+
+def squares(a: Float[Tensor, "token channel"]) -> Float[Tensor, "channel channel"]:
+    """Sum over tokens of a a^T, as `products`; on CPUs most of the upper half is mirrored, not computed."""
+    if a.device.type != "cpu":
+        return products(a, a)
+    a, n = a.float(), a.shape[1]
+    found = a.new_empty(n, n)
+    for start in range(0, n, -(-n // PARTS)):
+        stop = min(start - (-n // PARTS), n)
+        torch.mm(a[:, start:stop].T, a[:, :stop], out=found[start:stop, :stop])
+        found[:start, start:stop] = found[start:stop, :start].T
+    return found

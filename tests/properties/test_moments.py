@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunelm.errors import CalibrationError
-from prunelm.moments import CrossMoments, Moments
+from prunelm.moments import CrossMoments, Moments, products, squares
 
 
 def _data(rows, channels, seed):
@@ -77,3 +77,9 @@ def test_the_diagonal_alone_has_no_covariance():
     moments.update(torch.ones(2, 3))
     with pytest.raises(ValueError, match="only the diagonal"):
         _ = moments.covariance
+
+
+@given(st.integers(1, 11), st.integers(1, 6), st.integers(0, 99))
+def test_half_mirrored_squares_are_the_products(channels, tokens, seed):
+    a = torch.randn(tokens, channels, generator=torch.Generator().manual_seed(seed))
+    assert torch.allclose(squares(a), products(a, a), atol=1e-6)
