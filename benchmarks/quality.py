@@ -30,6 +30,7 @@ from prunelm.recipe import Recipe
 from prunelm.workflow.texts import calibration_batches
 
 from .record import DATA, device, measure, needed, one_at_a_time, shared_folder
+from .stages import Stages, plain_pass
 
 C4 = DATA / "text" / "c4_calibration.jsonl"
 WIKITEXT = DATA / "text" / "wikitext2_raw_test.txt"
@@ -292,12 +293,15 @@ def pruned_by(
         return pruned, tokenizer, {"parameters": pruned.num_parameters()}
     read = documents if recipe.calibration == "text" else None
     calibration, refit = calibration_batches(pruned, tokenizer, recipe, read, name="benchmark text")
-    report = prune_(pruned, calibration, recipe, refit=refit, journal=journal)
+    one_pass, stages = plain_pass(pruned, calibration) if recipe.judges_plans else None, Stages()
+    report = prune_(pruned, calibration, recipe, refit=refit, journal=journal, progress=stages)
+    stages.end()
     entry = {
         "recipe": recipe.to_dict(),
         "parameters": report.parameters_after,
         "share_of_blocks": report.sparsity_of_blocks,
         "seconds": report.seconds,
+        "processor_seconds": {"plain pass": one_pass, **stages.seconds},
         "calibration": report.calibration,
         "kept": {key: site["kept"] for key, site in report.sites.items()},
         "notes": report.notes,

@@ -15,6 +15,7 @@ from .robustness import HOME
 from .robustness import RECIPES as SHAKEN
 from .robustness import SPARSITIES as SHAKEN_BY
 from .siblings import CRITERIA, REPAIRS
+from .stages import in_passes
 from .trials import mean_excess
 from .zero_shot import TASKS
 
@@ -121,7 +122,25 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
                 cells.append(said)
         seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
         lines.append(_row([recipe, *cells, *seconds]))
-    return [*lines, ""]
+    return [*lines, "", *_in_passes(entries)]
+
+
+def _in_passes(entries: Mapping[str, Any]) -> list[str]:
+    """What recipes that search cost in plain forward passes, where a pass was timed in the same process."""
+    said = []
+    for cell, entry in entries.items():
+        spent = dict(entry.get("processor_seconds", {}))
+        one = spent.pop("plain pass", None)
+        if one is not None:
+            rest, search = in_passes(spent, one)
+            said.append(f"{cell}: {rest:.1f} and {search:.1f}")
+    if not said:
+        return []
+    return [
+        "Cost in plain forward passes over the calibration text, without the search and of the search, processor "
+        f"seconds of one process: {'; '.join(said)}.",
+        "",
+    ]
 
 
 def _sweep(entries: Mapping[str, Any]) -> list[str]:
