@@ -28,8 +28,9 @@ test: $(STAMP) lint types
 	$(PYTEST)
 	$(BIN)/python tests/check_wheel.py
 
+# All but the tests that run the documentation or several processes as users would.
 quick: $(STAMP)
-	$(PYTEST) -x -q
+	$(PYTEST) -x -q -m "not slow and not gpu and not long"
 
 # What make test leaves out: every interruption, other versions of transformers, other programs, real models.
 slow: $(STAMP)

@@ -65,6 +65,7 @@ def workplace(tiny_folder, text_file, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_the_commands_of_the_readme_run(workplace, cli, monkeypatch):
     monkeypatch.chdir(workplace)
     lines = command_lines(ROOT / "README.md")
@@ -86,6 +87,7 @@ def test_the_commands_of_the_readme_run(workplace, cli, monkeypatch):
     assert "goa-data-free" in shown["list recipes"]
 
 
+@pytest.mark.long
 def test_the_python_of_the_readme_and_of_the_quickstart_runs(workplace):
     twin = next(block for block in blocks(ROOT / "README.md", "python") if "prunelm.prune(" in block)
     assert len([line for line in twin.splitlines() if line]) == 5
@@ -97,6 +99,7 @@ def test_the_python_of_the_readme_and_of_the_quickstart_runs(workplace):
     assert (workplace / "OUT-MEMORY" / "tokenizer.json").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["l2", "random"])
 def test_the_lora_of_the_page_on_recovery_trains_and_merges(workplace, cli, recipe, monkeypatch):
     monkeypatch.chdir(workplace)
@@ -159,6 +162,7 @@ def install(page, folder):
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.long
 def test_the_packages_of_the_docs_pass_their_own_checks(tmp_path):
     for page in ("add-a-model.md", "add-a-method.md"):
         (tmp_path / page).mkdir()

@@ -40,6 +40,7 @@ def ended(runs: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     return [(run.returncode, out, err) for run, (out, err) in zip(runs, heard, strict=True)]
 
 
+@pytest.mark.long
 def test_torchrun(cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path) -> None:
     options = (tiny_folder("llama"), "--text", text_file, *SMALL, "--recipe", "goa-budget")
     assert cli("prune", *options[:1], tmp_path / "one", *options[1:]).code == 0
