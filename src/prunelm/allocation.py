@@ -14,7 +14,7 @@ from .data import Batches
 from .depth import block_influence
 from .derivatives import Derivatives, derivatives_of
 from .descent import descend
-from .errors import DataError
+from .errors import CalibrationError, DataError
 from .fusion import with_fusion
 from .job import Job, decide
 from .journal import Journal
@@ -98,6 +98,7 @@ def look(
     found = survey(
         stream,
         read.fit,
+        read.refit,
         recipe,
         job,
         read.needs,
@@ -147,6 +148,7 @@ def _by_policy(
         metric = survey(
             stream,
             read.fit,
+            read.refit,
             recipe,
             job,
             read.needs,
@@ -208,7 +210,14 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
 
     Raises:
         BudgetError: the sites cannot lose that much, or blocks would differ where a stock config says one number.
+        CalibrationError: the outlook has not seen all the sites; names those.
     """
+    unseen = [site.key for site in job.sites if site.key not in outlook.survey.scores]
+    if unseen:
+        raise CalibrationError(
+            f"the saved calibration has not seen {', '.join(unseen[:3])}{' and others' * (len(unseen) > 3)}, which may "
+            "lose units here: calibrate again with the same --for and --sites"
+        )
     notes = [*job.notes, *outlook.notes]
     if job.counts is not None:
         return replace(job, notes=notes)
@@ -231,10 +240,11 @@ def look_at(
     progress: Progress,
     journal: Journal | None = None,
     bench: Workbench | None = None,
+    refit: Batches | None = None,
 ) -> Outlook:
-    """The outlook of a model that is dense and stays so."""
+    """The outlook of a model that is dense and stays so; `refit` as for `prune_`."""
     bench = bench or Workbench()
-    read = reading(calibration, None, recipe, job.sites)
+    read = reading(calibration, refit, recipe, job.sites)
     derivatives = derivatives_of(model, read, job.sites, recipe)
     recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
     stream = BlockStream(model, read.batches)

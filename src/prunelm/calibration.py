@@ -53,14 +53,20 @@ DECIDES = (
     "policy",
     "samples",
     "length",
+    "similarity_sequences",
+    "similarity_rows",
+    "similarity_skip",
+    "exclude_sink",
+    "covariance_text",
     "seed",
 )
 """Recipe fields that decide what is seen; a calibration serves every recipe that agrees in them."""
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """What tells one dense model from another: its family, and the sha256 of every weight file."""
-    files = sorted(source.folder.glob("*.safetensors")) if source.gguf is None else [source.folder / source.gguf]
+    """What tells one dense model from another: its family, and the sha256 of every weight file and of its config."""
+    files = [source.folder / source.gguf] if source.gguf is not None else sorted(source.folder.glob("*.safetensors"))
+    files += [source.folder / "config.json"] if source.gguf is None else []
     digests = {}
     for file in files:
         digests[file.name] = _digest(file)
@@ -161,6 +167,6 @@ def _same_model(folder: Path, made: Mapping[str, Any], now: Mapping[str, Any]) -
         ours, theirs = set(now["weights"].items()), set(made["weights"].items())
         differ = sorted({name for name, _ in ours ^ theirs})
         raise CalibrationError(
-            f"{folder}: made from other weights ({', '.join(differ[:3])} differ). Calibrate this model, or name the "
-            "one it was made from."
+            f"{folder}: made from other weights or settings ({', '.join(differ[:3])} differ). Calibrate this model, or "
+            "name the one it was made from."
         )

@@ -157,7 +157,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a JSON object is expected, got {type(row).__name__}")
@@ -167,7 +167,10 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 def _field(row: dict[str, Any], path: Path, number: int) -> str:
     for name in TEXT_FIELDS:
         if isinstance(row.get(name), str):
-            return str(row[name])
+            text = str(row[name])
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise DataError(f"{path}, line {number}: half of a surrogate pair is no text. Write that line again.")
+            return text
     raise DataError(f"{path}, line {number}: no text field; one of {', '.join(TEXT_FIELDS)} is expected")
 
 
@@ -213,9 +216,12 @@ def sample_batches(
     else:
         batches = padded_batches(order[:samples], tokenizer, length, batch_size)
         if labels is not None:
+            check_labels(config, labels)
             batches = _labeled(batches, labels, seed)
     check_ids(config, batches)
     facts = describe(batches, tokenizer, length=length, seed=seed)
+    if labels is not None:
+        facts["labels_sha256"] = hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()
     facts["ngrams"] = sketch(tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].tolist())
     return Batches(batches=batches, facts=facts, masking=masking_of(tokenizer), batch_tokens=batch_tokens)
 
@@ -260,6 +266,17 @@ def check_ids(config: PreTrainedConfig, batches: Sequence[Batch]) -> None:
             f"the tokenizer gives token id {highest:,}, but the model knows {config.vocab_size:,} tokens: they do not "
             "belong together"
         )
+
+
+def check_labels(config: PreTrainedConfig, labels: Sequence[int]) -> None:
+    """Raise if some label is none of the model's.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    wrong = next((label for label in labels if not 0 <= label < config.num_labels), None)
+    if wrong is not None:
+        raise DataError(f"the text has label {wrong:,}, but the model knows {config.num_labels:,} labels, from 0 up")
 
 
 def _joined_ids(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, want: int) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import check_ids, describe, padded_batches, read_documents, read_labeled, token_ids
+from .data import check_ids, check_labels, describe, padded_batches, read_documents, read_labeled, token_ids
 from .errors import DataError, EvaluationError
 from .intervals import interval, ratio_of
 from .losses import MASKED_SHARE
@@ -63,6 +63,7 @@ def questions(
     if task == "classifier":
         rows = _cut(read_labeled(text), tokenizer, max_tokens)
         texts, labels = [sentence for sentence, _ in rows], torch.tensor([label for _, label in rows])
+        check_labels(model.config, labels.tolist())
     else:
         texts, labels = texts_of(text, tokenizer, max_tokens), None
     batches = padded_batches([change(one) for one in texts] if change else texts, tokenizer, length, AT_ONCE)

@@ -52,7 +52,7 @@ def prune_family(
         plan_counts(model, size)
     middle = sizes[len(sizes) // 2]
     bench = bench or Workbench()
-    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal, bench)
+    outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal, bench, refit)
     del model
     floor: dict[str, int] = {}
     for size in sizes:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .allocators import ALLOCATORS
+from .criteria import CRITERIA
 from .derivatives import Derivatives
 from .errors import RecipeError
 from .job import Job
@@ -21,6 +22,8 @@ from .recipe import Recipe, Scoring
 from .survey import score
 from .workbench import Workbench
 
+DERIVED = frozenset({"fisher", "gates", "gradients", "importance"})
+"""Statistics that are there before any activation is measured."""
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -40,13 +43,14 @@ def with_fusion(
     on held-out sequences where there are any. Forward passes only; losses that are on the bench are not measured again.
 
     Raises:
-        RecipeError: the allocator needs more than scores.
+        RecipeError: the allocator needs more than scores, or another criterion more than gradients.
     """
     kinds = [name for name in recipe.sites if recipe.scoring(name).options.get("fusion") == "searched"]
     if not kinds:
         return recipe, []
     if ALLOCATORS[recipe.allocator].needs not in (None, "scores") or recipe.policy is not None:
         raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
+    _check_others(recipe, job)
     judge = objective(
         recipe.loss, model, read.judging if read.judging.batches else read.fitted, unlabeled="kl", seed=recipe.seed
     )
@@ -69,6 +73,21 @@ def with_fusion(
     return _fixed(recipe, alphas), [
         f"fusion weights searched in {len(tried)} plans: {said}; loss {first:.4f} -> {best:.4f}"
     ]
+
+
+def _check_others(recipe: Recipe, job: Job) -> None:
+    """Raise if some sites cannot be scored before activations are measured.
+
+    Raises:
+        RecipeError: names the criterion.
+    """
+    for name in dict.fromkeys(site.name for site in job.sites):
+        scoring = recipe.scoring(name)
+        if CRITERIA[scoring.criterion].needs(**scoring.options) - DERIVED:
+            raise RecipeError(
+                f"fusion 'searched' scores every site before activations are measured, and criterion "
+                f"{scoring.criterion!r} of {name} reads those: use 'fused' or 'l2' there, or another fusion"
+            )
 
 
 def _fixed(recipe: Recipe, alphas: Mapping[str, float]) -> Recipe:

@@ -1,7 +1,10 @@
 """Calibration without data: sentences that the model writes itself, and random token ids."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import Batches, check_length, describe
 from .errors import DataError
@@ -30,7 +33,7 @@ def self_generated(
     if not model.can_generate():
         raise DataError(f"{type(model).__name__} cannot write text by itself. Give calibration text with --text FILE.")
     batches: list[Batch] = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _as_it_predicts(model):
         torch.manual_seed(seed)
         for start in range(0, samples, batch_size):
             count = min(batch_size, samples - start)
@@ -44,12 +47,23 @@ def self_generated(
                 top_k=0,
                 min_new_tokens=length - 1,
                 max_new_tokens=length - 1,
-                pad_token_id=model.config.eos_token_id if model.config.pad_token_id is None else None,
+                pad_token_id=0,
             )
             batches.append({"input_ids": ids.cpu()})
     return Batches(
         batches=batches, facts=describe(batches, tokenizer, source="self-generated", length=length, seed=seed)
     )
+
+
+@contextlib.contextmanager
+def _as_it_predicts(model: PreTrainedModel) -> Iterator[None]:
+    """While open, the temperature, penalties and cuts that come with the model are not applied to what it writes."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def random_tokens(

@@ -12,7 +12,7 @@ from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError, RecipeError
 from .hidden import narrow_hidden_
 from .knapsack import least_step
-from .plan import Budget, Counts, prunable
+from .plan import Budget, Counts, parameters_of, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
 from .sites import Site, architecture_of, by_block, find_sites
@@ -121,7 +121,7 @@ def _budget(
     asked_of = dense.prunable if of_blocks else dense.parameters
     gone = dense.prunable - now.prunable if of_blocks else dense.parameters - now.parameters
     return Budget(
-        target=math.floor(recipe.sparsity * asked_of) - gone,
+        target=parameters_of(recipe.sparsity, asked_of) - gone,
         asked_of=asked_of,
         total=prunable(sites),
         multiple_of=_multiple_of(recipe, dense.parameters),
@@ -249,7 +249,7 @@ def hidden_width(width: int, recipe: Recipe, parameters: int) -> int:
 def _check_hidden_paid(job: Job, recipe: Recipe) -> None:
     """Raise if the hidden channels alone cost more than the budget."""
     if job.budget.target < 0:
-        asked = math.floor(recipe.sparsity * job.budget.asked_of)
+        asked = parameters_of(recipe.sparsity, job.budget.asked_of)
         gone = asked - job.budget.target
         raise BudgetError(
             f"hidden {recipe.hidden:g} alone removes {gone:,} parameters, and sparsity {recipe.sparsity:g} allows "

@@ -45,14 +45,19 @@ def knapsack(
         sizes = {site.key: [site.cost * o for o in options[site.key]] for site in sites}
     else:
         step = max(1, budget.target // WINDOW)
-    unit = max(math.gcd(*(size for site in sites for size in sizes[site.key])), -(-budget.target // STATES))
-    top = budget.target // unit
+    least_sizes = {site.key: sizes[site.key][0] for site in sites}
+    room = budget.target - sum(least_sizes.values())
+    if room < 0:
+        raise BudgetError(f"at least {budget.target - room:,} must go, and the budget says {budget.target:,}.")
+    more = {site.key: [size - least_sizes[site.key] for size in sizes[site.key]] for site in sites}
+    unit = max(math.gcd(*(size for site in sites for size in more[site.key])), -(-budget.target // STATES))
+    top = room // unit
     least = torch.full((top + 1,), torch.inf, dtype=torch.float64)
     least[0] = 0.0
     choices = []
     for site in sites:
         best, choice = torch.full_like(least, torch.inf), torch.zeros(top + 1, dtype=torch.long)
-        for n, size in enumerate(sizes[site.key]):
+        for n, size in enumerate(more[site.key]):
             cost = -(-size // unit)
             if cost > top:
                 break
@@ -62,7 +67,7 @@ def knapsack(
             choice[cost:] = torch.where(better, n, choice[cost:])
         least = best
         choices.append(choice)
-    taken = _trace(sites, sizes, choices, unit, _best_sum(least, step, unit))
+    taken = _trace(sites, more, choices, unit, _best_sum(least, step, unit))
     _fill(sites, budget, sizes, damage, taken)
     counts = {site.key: site.n_units - options[site.key][taken[site.key]] for site in sites}
     return counts, next_step(sites, options, taken, step)

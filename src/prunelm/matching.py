@@ -36,7 +36,7 @@ def planned_units(plan: Mapping[str, Any] | None, dense: PreTrainedModel) -> tup
     for key, entry in entries.items():
         if entry["kept"] != sorted(set(entry["kept"]) & set(range(entry["units"]))):
             raise CheckpointError(f"pruning.json: the kept units of {key} are none of a site of {entry['units']} units")
-    return {key: torch.tensor(entry["kept"]) for key, entry in entries.items()}, unit
+    return {key: torch.tensor(entry["kept"], dtype=torch.long) for key, entry in entries.items()}, unit
 
 
 def matched_units(dense: PreTrainedModel, pruned: PreTrainedModel) -> tuple[Kept, str]:

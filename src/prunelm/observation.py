@@ -10,6 +10,9 @@ from .placement import statistics_device
 from .sites import Site, bias_of, weight_of
 from .stream import BlockStream
 
+MEASURED = ("consumer", "held", "producer")
+"""Statistics that are moments; `gram` asks for the first in full."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
@@ -47,7 +50,8 @@ def observe(
         asked = set(needs[site.name])
         if "gram" in asked:
             asked.add("consumer")
-        for need in asked & {"consumer", "held", "producer"}:
+        # In one order on all processes, whose sets are not: they add up their moments one after the other.
+        for need in (one for one in MEASURED if one in asked):
             path = first_producer(site) if need == "producer" else site.spec.consumer[0]
             weight = weight_of(site.root.get_submodule(path))
             place = statistics_device(weight.device)

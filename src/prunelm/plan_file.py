@@ -82,6 +82,8 @@ class PlanFile:
             raise BudgetError(f"{self.path}: line {error.lineno} is not valid JSON: {error.msg}.") from error
         except RecursionError as error:
             raise BudgetError(f"{self.path}: not valid JSON: nested too deeply.") from error
+        except ValueError as error:
+            raise BudgetError(f"{self.path}: not valid JSON: a number has too many digits.") from error
         if not isinstance(data, dict):
             raise BudgetError(f"{self.path}: line 1: a plan is a JSON object, this is {type(data).__name__}.")
         return data
@@ -140,8 +142,8 @@ class PlanFile:
         differ = sorted({name for name, _ in made["weights"].items() ^ fingerprint["weights"].items()})
         if differ:
             raise CheckpointError(
-                f"{self.path}: made for other weights ({', '.join(differ[:3])} differ). Plan this model, or name the "
-                "one that it was made for."
+                f"{self.path}: made for other weights or settings ({', '.join(differ[:3])} differ). Plan this model, "
+                "or name the one that it was made for."
             )
 
     def decided(self, model: PreTrainedModel) -> tuple[Recipe, Decided]:

@@ -110,8 +110,8 @@ def _looked(source: Source, recipe: Recipe, text: str | Path | None, progress: P
             "of prunelm calibrate."
         )
     model = load_model(source)
-    batches = read_batches(model, source, recipe, text)
-    return look_at(model, batches, recipe, prepare_(model, recipe), progress)
+    batches, refit = read_batches(model, source, recipe, text)
+    return look_at(model, batches, recipe, prepare_(model, recipe), progress, refit=refit)
 
 
 def _price_note(rows: list[dict[str, Any]], recipe: Recipe, name: str) -> list[str]:

@@ -200,7 +200,7 @@ def repair_(
     everything = find_sites(model, recipe.unit)
     sites = [site for site in everything if site.key in kept]
     counts = {site.key: len(kept[site.key]) for site in sites}
-    budget = Budget(target=Plan(kept).removed(sites), total=prunable(sites))
+    budget = Budget(target=Plan(kept).removed(sites), total=prunable(sites), min_units=0)
     total = prunable(find_sites(model))
     job = Job(
         everything=everything, sites=sites, budget=budget, counts=counts, step=1, prunable=total, notes=list(notes)
@@ -316,7 +316,8 @@ class _Work:
         self.recipe, self.job = recipe, job
         self.exact = exact
         self.kept: dict[str, Tensor] = {}
-        self.report: dict[str, dict[str, Any]] = seen.report() if seen is not None else {}
+        prices = seen.report() if seen is not None else {}
+        self.report: dict[str, dict[str, Any]] = {s.key: prices[s.key] for s in job.sites if s.key in prices}
         self.seen = seen
         self.found: dict[str, Tensor] = {}
         self.alike: dict[str, list[float]] = {}

@@ -41,6 +41,8 @@ LEAST = {
     "similarity_skip": 0,
 }
 """What whole numbers are at least."""
+SEEDS = 2**32
+"""Seeds are below this: what is drawn from them, step by step, has seeds of 64 bits."""
 CHOICES = {
     "of": ("blocks", "model"),
     "unit": ("group", "query"),
@@ -342,6 +344,8 @@ def _check_numbers(recipe: Recipe) -> None:
     for name, least in LEAST.items():
         if getattr(recipe, name) < least:
             raise RecipeError(f"{name} must be at least {least}, got {getattr(recipe, name)}")
+    if abs(recipe.seed) >= SEEDS:
+        raise RecipeError(f"seed must be a whole number below {SEEDS:,}, got {recipe.seed}")
     for name in ("ridge", "attention_share"):
         if not 0 <= getattr(recipe, name) < float("inf"):
             raise RecipeError(f"{name} must be a number from 0 up, got {getattr(recipe, name)}")

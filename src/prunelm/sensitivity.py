@@ -114,13 +114,16 @@ def damage_of(
     Args:
         curve: relative error with 0, 1, 2... units removed.
         points: (units removed, divergence measured), ascending.
-        options: numbers of units that may be removed, 0 first.
+        options: numbers of units that may be removed, ascending; 0 is not among them where some must go.
     """
     known = [(math.log(max(float(curve[o]), 1e-12)), math.log(max(kl, 1e-9))) for o, kl in points]
     slopes = [min(max((y1 - y0) / max(x1 - x0, 1e-9), STEEP[0]), STEEP[1]) for (x0, y0), (x1, y1) in pairwise(known)]
     slopes = slopes or [1.0]
-    found = [0.0]
-    for o in options[1:]:
+    found = list[float]()
+    for o in options:
+        if o == 0 or len(options) == 1:
+            found.append(0.0)
+            continue
         x = math.log(max(float(curve[o]), 1e-12))
         nearest = min(range(len(known)), key=lambda k: abs(known[k][0] - x))
         slope = slopes[min(nearest, len(slopes) - 1) if x >= known[nearest][0] else max(nearest - 1, 0)]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .allocation import Outlook, look_at
 from .calibration import fingerprint
 from .data import Batches
+from .distributed import agreed_data
 from .errors import BudgetError
 from .job import prepare_
 from .journal import Journal
@@ -25,7 +26,7 @@ from .recipe import Recipe
 from .sizing import Sized, Sizer, sized
 from .speed_limit import sped
 from .stream import Room
-from .workbench import Workbench
+from .workbench import Step, Workbench
 
 
 def sized_by(
@@ -79,7 +80,8 @@ class Run:
         """What the dense model shows, seen once."""
         bench = self.bench.part("look")
         job = prepare_(dense, recipe)
-        return self.outlook or look_at(dense, self.calibration, recipe, job, self.progress, self.journal, bench)
+        known = (self.progress, self.journal, bench, self.refit)
+        return self.outlook or look_at(dense, self.calibration, recipe, job, *known)
 
     def at(
         self, dense: PreTrainedModel, size: Sized, outlook: Outlook | None, bench: Workbench, progress: Progress
@@ -94,11 +96,33 @@ class Run:
 def prune_sized(run: Run, dense: PreTrainedModel, size: Sized, limit: Limit | None) -> Pruned:
     """Prune to the size that was found already, or to one that is found by a look at the dense model."""
     outlook = run.outlook
-    if limit is not None and size.decided is None and size.recipe.decides_by_looking:
+    looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
+    if looks:
         outlook = run.look(dense, size.recipe)
-        size = sized_by(None, limit, run.source, run.recipe, outlook, run.progress)
         dense = run.load() if size.recipe.bias else dense
-    return run.at(dense, size, outlook, run.bench, run.progress)
+
+    def found() -> Sized:
+        return sized_by(None, limit, run.source, run.recipe, outlook, run.progress) if looks else size
+
+    now = as_before(run.bench, found) if isinstance(limit, Speedup) else found()
+    return run.at(dense, now, outlook, run.bench, run.progress)
+
+
+def as_before(bench: Workbench, find: Callable[[], Sized]) -> Sized:
+    """A size found by measuring, which no two runs find alike: that of the run begun before, and of the first process.
+
+    Finished blocks are of that size, so it is kept beside them.
+    """
+    step = bench.get("size")
+    if step is None:
+        found = find()
+        counts = found.decided.counts if found.decided is not None else None
+        facts = {"recipe": found.recipe.to_dict(), "counts": counts, "asked": found.asked, "notes": found.notes}
+        step = Step(facts=agreed_data(facts))
+        bench.put("size", step)
+    said = step.facts
+    decided = Decided(counts=said["counts"]) if said["counts"] is not None else None
+    return Sized(recipe=Recipe.from_dict(said["recipe"]), decided=decided, asked=said["asked"], notes=said["notes"])
 
 
 def prune_within(

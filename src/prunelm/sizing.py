@@ -17,7 +17,7 @@ from .gguf_vocabulary import add_vocabulary
 from .job import Job, first_channels_, prepare_, with_counts
 from .limits import AtMost, Fit
 from .loading import TOKENIZER_FILES, Source, skeleton
-from .plan import Counts, Decided
+from .plan import Counts, Decided, parameters_of
 from .recipe import Recipe
 from .storage import cache_bytes_of, step_of, stored_after, stored_bytes
 
@@ -93,7 +93,7 @@ class Sizer:
         """The parameters of units that are a budget of a sparsity."""
         job = self.whole.job
         gone = job.narrowed + (job.outside if self.recipe.of == "model" else 0)
-        return max(1, math.floor(sparsity * job.budget.asked_of) - gone)
+        return max(1, parameters_of(sparsity, job.budget.asked_of) - gone)
 
     def at(self, target: int) -> Trial:
         """The plan that removes at most so many parameters of units, and less than a step fewer.

@@ -86,6 +86,7 @@ class Survey:
 def survey(
     stream: BlockStream,
     fit: Sequence[int],
+    refit: Sequence[int],
     recipe: Recipe,
     job: Job,
     needs: Mapping[str, frozenset[str]],
@@ -101,6 +102,7 @@ def survey(
     Args:
         stream: at the first block of the dense model.
         fit: batches that statistics are taken from.
+        refit: batches that covariances of the producers' input are taken from.
         recipe: criteria and their options, repair and ridge.
         job: the sites and the budget whose options are priced.
         needs: statistics per site name.
@@ -116,7 +118,7 @@ def survey(
     found = Survey()
     groups = by_block(job.sites)
     last = max(groups)
-    measured = {"consumer": fit, "held": (), "producer": fit}
+    measured = {"consumer": fit, "held": (), "producer": refit}
     wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
     for i in range(last + 1):
         progress("surveying", i, last + 1)

@@ -1,6 +1,7 @@
 """`prunelm calibrate`: looking once, pruning often."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import prunelm
+from prunelm.errors import CalibrationError
 
 SMALL = ("--samples", "24", "--length", "32", "--multiple-of", "1")
 
@@ -76,7 +78,7 @@ def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text
     (broken / "calibration.safetensors").write_bytes(whole[: len(whole) // 2])
     same = ("--recipe", "sensitivity", "--sparsity", "0.3", "--text", text_file, *SMALL)
     for model, folder, options, says in (
-        (tmp_path / "other", seen, same, "made from other weights (model.safetensors differ)"),
+        (tmp_path / "other", seen, same, "made from other weights or settings (model.safetensors differ)"),
         (tmp_path / "half", seen, same, "made from other weights"),
         (tiny_folder("gpt2"), seen, same, "made from a llama model, but this one is gpt2"),
         (tiny_folder("llama"), seen, (*same, "--ridge", "0.5"), "made with ridge = 0.1, but the recipe says 0.5"),
@@ -99,3 +101,29 @@ def test_the_library_twin(calibrated, tiny_folder, text_file, tmp_path):
     theirs = load_file(calibrated("sensitivity") / "calibration.safetensors")
     assert seen.survey.prices
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_what_decides_scores_must_be_the_same(cli, calibrated, tiny_folder, text_file, tmp_path):
+    seen, dense = calibrated("sensitivity"), shutil.copytree(tiny_folder("llama"), tmp_path / "dense")
+    options = {"recipe": "sensitivity", "sparsity": 0.3, "samples": 24, "length": 32, "multiple_of": 1}
+    for changed in ({"exclude_sink": True}, {"similarity_rows": 2}, {"covariance_text": "random-tokens"}):
+        (name,) = changed
+        with pytest.raises(CalibrationError, match=f"made with {name} = "):
+            prunelm.prune(dense, tmp_path / "out", calibrated=seen, text=text_file, **options, **changed)
+    config = json.loads((dense / "config.json").read_text())
+    config["rms_norm_eps"] *= 2
+    (dense / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CalibrationError, match=r"other weights or settings \(config.json differ\)"):
+        prunelm.prune(dense, tmp_path / "out", calibrated=seen, text=text_file, **options)
+
+
+def test_a_calibration_of_more_sites_than_a_target_lets_shrink(cli, tiny_folder, text_file, tmp_path):
+    dense = tiny_folder("opt")
+    options = {"recipe": "sensitivity", "sparsity": 0.3, "samples": 24, "length": 32, "multiple_of": 1}
+    prunelm.calibrate(dense, tmp_path / "seen", text=text_file, **options)
+    vllm = {"text": text_file, "targets": ("vllm",), **options}
+    report = prunelm.prune(dense, tmp_path / "out", calibrated=tmp_path / "seen", **vllm)
+    assert {key.split(".")[1] for key in report.sites} == {"ffn"}
+    prunelm.calibrate(dense, tmp_path / "less", **vllm)
+    with pytest.raises(CalibrationError, match=r"has not seen 0\.attention, 1\.attention, which may lose units here"):
+        prunelm.prune(dense, tmp_path / "more", calibrated=tmp_path / "less", text=text_file, **options)

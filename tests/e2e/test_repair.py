@@ -110,3 +110,18 @@ def test_what_cannot_be_repaired_is_said(cli, plain, tiny_folder, text_file, tmp
         assert says in ran.err
         assert ran.err.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_some_ffn_is_repaired(cli, tiny_folder, text_file, tmp_path):
+    dense, plan = tiny_folder("llama"), tmp_path / "plan.json"
+    assert cli("plan", dense, plan, "--recipe", "l2", "--sparsity", "0.3", "--multiple-of", "1").code == 0
+    data = json.loads(plan.read_text())
+    data["recipe"] |= {"min_units": 0, "per_block": True}
+    data["sites"] |= {"0.ffn": {"keep": 30}, "1.ffn": {"keep": 0}}
+    plan.write_text(json.dumps(data))
+    assert cli("prune", dense, tmp_path / "pruned", "--plan", plan).code == 0
+    ran = cli("repair", dense, tmp_path / "pruned", tmp_path / "out", "--text", text_file, *SMALL)
+    assert ran.code == 0, ran
+    before, after = (json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("pruned", "out"))
+    assert after["widths"] == before["widths"]
+    assert after["widths"]["1.ffn"] == {"units": 0}

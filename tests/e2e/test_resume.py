@@ -245,3 +245,23 @@ def test_an_evaluation_goes_on_window_by_window(cli, tiny_folder, text_file, tmp
     assert again.out == expected.out
     assert len(seen) == 4 + 5
     assert list((tmp_path / "prunelm").iterdir()) == []
+
+
+def test_another_plan_is_other_inputs(cli, tiny_folder, tmp_path, snapshots):
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    options = ("--recipe", "l2", "--per-block", "--allocator", "per-module", "--multiple-of", "1", "--sparsity", "0.3")
+    assert cli("plan", tiny_folder("llama"), plan, *options).code == 0
+    assert cli("prune", tiny_folder("llama"), out, "--plan", plan).code == 0
+    expected, made = tree(out), plan.read_text()
+    shutil.rmtree(out)
+    snapshots[0].rename(place_of(out))
+    data = json.loads(made)
+    for block, more in ((0, 1), (1, -1)):
+        data["sites"][f"{block}.ffn"]["keep"] += more
+    plan.write_text(json.dumps(data))
+    ran = cli("prune", "--resume", out)
+    assert ran.code == 1
+    assert "the unfinished work of other inputs: plan was" in ran.err
+    plan.write_text(made)
+    assert cli("prune", "--resume", out).code == 0
+    assert tree(out) == expected

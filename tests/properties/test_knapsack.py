@@ -79,3 +79,27 @@ def test_damage_goes_through_the_measured_points_and_never_falls():
 def test_one_measured_point_is_scaled_with_the_error():
     curve = torch.tensor([0.0, 0.1, 0.4])
     assert torch.allclose(damage_of(curve, [(1, 0.05)], [0, 1, 2]), torch.tensor([0.0, 0.05, 0.2]).double())
+
+
+def test_floors_are_paid_exactly_however_coarse_the_sums_are(monkeypatch):
+    ffns = [site for site in SITES if site.name == "ffn"]
+    floor = {site.key: 7 for site in ffns}
+    spent, cost = sum(7 * site.cost for site in ffns), ffns[0].cost
+    monkeypatch.setattr("prunelm.knapsack.STATES", 5)
+    for more in range(1, 6):
+        budget = Budget(target=spent + more * cost, total=prunable(ffns), floor=floor)
+        damage = {site.key: torch.arange(len(budget.options(site)), dtype=torch.float64) for site in ffns}
+        counts, _ = knapsack(ffns, budget, damage)
+        assert sum((site.n_units - counts[site.key]) * cost for site in ffns) == budget.target
+        assert all(site.n_units - counts[site.key] >= 7 for site in ffns)
+    short = Budget(target=spent - cost, total=prunable(ffns), floor=floor)
+    with pytest.raises(BudgetError, match=f"at least {spent:,} must go, and the budget says {spent - cost:,}"):
+        knapsack(ffns, short, {site.key: torch.zeros(len(short.options(site))).double() for site in ffns})
+
+
+def test_what_must_go_has_its_damage_too():
+    curve = torch.linspace(0, 1, 11).double() ** 2
+    points = [(3, 0.02), (7, 0.3)]
+    whole = damage_of(curve, points, list(range(11)))
+    assert torch.equal(damage_of(curve, points, [4, 6, 8]), whole[[4, 6, 8]])
+    assert damage_of(curve, [], [4]).tolist() == [0.0]

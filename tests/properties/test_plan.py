@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prunelm.allocators import ALLOCATORS
 from prunelm.errors import BudgetError
-from prunelm.plan import Budget, Plan, check_sparsity, order_of, prunable, top_units
+from prunelm.plan import Budget, Plan, check_sparsity, order_of, parameters_of, prunable, top_units
 from prunelm.sites import find_sites
 from prunelm.testing import made_up_measurements, tiny_model
 
@@ -89,3 +89,15 @@ def test_a_sparsity_outside_its_range_is_refused(sparsity):
 def test_sparsity_zero_is_refused_loudly():
     with pytest.raises(BudgetError, match="sparsity 0 removes nothing"):
         check_sparsity(0.0)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 99))
+def test_a_share_that_is_whole_parameters_takes_them_all(hundredth, percent):
+    assert parameters_of(percent / 100, 100 * hundredth) == percent * hundredth
+
+
+def test_a_share_is_rounded_down():
+    assert parameters_of(0.3, 11) == 3
+    assert parameters_of(0.7, 2880) == 2016
+    assert parameters_of(math.nextafter(0.5, 0), 10**11) == 5 * 10**10
+    assert parameters_of(0.4999999999, 10**11) == 49_999_999_990

@@ -26,6 +26,7 @@ from prunelm.data import (
     token_ids,
 )
 from prunelm.errors import DataError, PruneLMError
+from prunelm.testing import tiny_model
 
 CONFIG = LlamaConfig(vocab_size=300, max_position_embeddings=128)
 DOCUMENTS = [pseudo_english(700, seed) for seed in range(12)]
@@ -107,6 +108,29 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
 def test_errors_of_texts_are_errors_of_the_user() -> None:
     assert issubclass(DataError, PruneLMError)
     assert issubclass(DataError, ValueError)
+
+
+def test_numbers_and_letters_that_python_takes_and_others_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "one", "n": ' + "1" * 5000 + "}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        read_documents(path)
+    path.write_text('{"text": "one"}\n{"text": "half \\ud83d of it"}\n{"text": "\\ud83d\\ude42"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: half of a surrogate pair"):
+        read_documents(path)
+
+
+def test_labels_are_those_of_the_model_and_part_of_the_fingerprint(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    config = tiny_model("bert", vocab_size=300).config
+    sizes = {"samples": 4, "length": 16, "seed": 0, "causal": False}
+
+    def made(labels: list[int]) -> Batches:
+        return sample_batches(["a", "b", "c", "d"], byte_tokenizer, config, labels=labels, **sizes)
+
+    assert made([0, 1, 0, 1]).facts["sha256"] == made([1, 1, 0, 1]).facts["sha256"]
+    assert made([0, 1, 0, 1]).facts != made([1, 1, 0, 1]).facts
+    with pytest.raises(DataError, match="the text has label 7, but the model knows 2 labels"):
+        made([0, 1, 7, 1])
 
 
 def test_labeled_lines(tmp_path: Path) -> None:

@@ -29,13 +29,29 @@ from prunelm.distributed import (
 )
 from prunelm.errors import ProcessError
 from prunelm.journal import Journal
+from prunelm.moments import Moments
+from prunelm.observation import observe
 from prunelm.pruning import prune_
 from prunelm.recipe import RECIPES as RECIPES_FOLDER
 from prunelm.recipe import Recipe
-from prunelm.testing import tiny_model
+from prunelm.sites import find_sites
+from prunelm.stream import BlockStream
+from prunelm.testing import tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 TOLERANCE = 1e-6
+
+
+def test_moments_are_added_up_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets have another order in each process: one's held-out tokens would be added to another's fitted ones."""
+    model = tiny_model("llama")
+    stream = BlockStream(model, [tiny_inputs(model, seed=seed) for seed in range(6)])
+    sites = [site for site in find_sites(model) if site.block == 0]
+    needs = {site.name: frozenset({"producer", "held", "gram"}) for site in sites}
+    shared: list[int] = []
+    monkeypatch.setattr(Moments, "share", lambda self: shared.append(self.tokens // 24))
+    observe(stream, 0, sites, needs, {"producer": [4, 5], "held": [3], "consumer": [0, 1, 2]}, advance=False)
+    assert shared == [3, 1, 2] * len(sites)
 
 
 def free_port() -> int:

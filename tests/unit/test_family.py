@@ -1,11 +1,14 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+import prunelm
 from prunelm.data import Batches
 from prunelm.errors import BudgetError
 from prunelm.family import prune_family
+from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
 from prunelm.testing import outputs, tiny_inputs, tiny_model
@@ -71,3 +74,29 @@ def test_a_size_out_of_reach_is_refused_before_anything_is_pruned():
         next(sizes)
     assert len(loads) == 1
     assert all(torch.equal(a, b) for a, b in zip(loads[0].parameters(), tiny_model("llama").parameters(), strict=True))
+
+
+def test_two_sizes_need_two_folders(tiny_folder, text_file, tmp_path):
+    with pytest.raises(BudgetError, match=r"two sparsities would both be written to .*out/0\.2: let them differ"):
+        prunelm.prune_sizes(tiny_folder("llama"), tmp_path / "out", [0.2, 0.2000001], recipe="l2", text=text_file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_covariances_are_of_their_own_text_in_a_family_too():
+    changes = {"multiple_of": 1, "criterion": "second-moment", "reconstruction": "none", "allocator": "uniform"}
+    recipe = Recipe.load("obs", sites=("ffn",), **changes)
+    recipe = replace(recipe, ffn=replace(recipe.ffn, options={"form": "gaussian"}))
+    other = replace(_calibration("llama"), batches=[tiny_inputs(tiny_model("llama"), seed=seed) for seed in (97, 98)])
+    plain, apart = (
+        next(prune_family(lambda: tiny_model("llama"), _calibration("llama"), recipe, [0.5], refit=refit))[1]
+        for refit in (None, other)
+    )
+    alone = prune_(
+        tiny_model("llama"), _calibration("llama"), replace(recipe, sparsity=0.5, order="one-shot"), refit=other
+    )
+    assert _kept(apart) == _kept(alone)
+    assert _kept(apart) != _kept(plain)
+
+
+def _kept(report):
+    return {key: units.tolist() for key, units in report.plan.kept.items()}

@@ -185,3 +185,15 @@ def test_bad_options_models_and_weights_are_named():
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(CalibrationError, match=r"model\.layers\.0.*gradient is not finite"):
         prune_(broken, _batches(broken), Recipe.load("aef", sparsity=0.2, multiple_of=1))
+
+
+def test_searched_weights_need_scores_before_any_activation_is_measured():
+    searched = {"criterion": "fused", "fusion": "searched"}
+    for other, says in (("obs", "criterion 'obs' of ffn reads those"), ("l2", None)):
+        recipe = Recipe.load("aef", sparsity=0.4, multiple_of=1, attention=searched, ffn={"criterion": other})
+        model = tiny_model("llama")
+        if says is None:
+            assert prune_(model, _batches(model), recipe).sparsity_of_blocks > 0
+        else:
+            with pytest.raises(RecipeError, match=says):
+                prune_(model, _batches(model), recipe)

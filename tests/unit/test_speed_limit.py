@@ -11,7 +11,9 @@ from prunelm.loading import find_model, skeleton
 from prunelm.progress import silent
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
+from prunelm.sized_pruning import as_before
 from prunelm.survey import Survey
+from prunelm.workbench import Workbench
 
 HEADS, CHANNELS, REST = 4e-3, 1e-3, 20e-3
 
@@ -92,3 +94,12 @@ def test_models_of_which_only_the_time_matters_run(name, tiny_folder):
     assert layer_times.run_seconds(model, limit_of(speedup="1.5@16x2")) > 0
     if name != "bert":
         assert layer_times.run_seconds(model, limit_of(speedup="1.5@decode")) > 0
+
+
+def test_an_interrupted_run_goes_on_with_the_size_it_was_begun_with(clocked, tiny_folder, tmp_path):
+    bench, recipe = Workbench(tmp_path), Recipe.load("l1", multiple_of=1)
+    first = as_before(bench, lambda: of(tiny_folder, 1.3, recipe)[1])
+    again = as_before(bench, lambda: pytest.fail("measured again"))
+    assert again == first
+    assert first.decided is not None
+    assert as_before(Workbench(), lambda: first) == first

@@ -49,10 +49,10 @@ def calibrate(
 
         def seen(batch_tokens: int) -> tuple[Outlook, Batches]:
             dense, part = files.load(), bench.part(f"batches-of-{batch_tokens}")
-            batches, _ = files.read(dense, chosen, batch_tokens, part)
-            part.check(files.inputs(batches))
+            batches, refit = files.read(dense, chosen, batch_tokens, part)
+            part.check(files.inputs(batches, refit))
             kept = journal_of(journal, files.source, [chosen], batches)
-            return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part), batches
+            return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part, refit), batches
 
         (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
         outlook = replace(outlook, notes=[*outlook.notes, *notes, *shared_by()])

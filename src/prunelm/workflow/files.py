@@ -1,5 +1,6 @@
 """The files of a run: where the model comes from, what it is calibrated on, how it is written."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,13 +97,18 @@ class Files:
         }
 
     def inputs(
-        self, calibration: Batches, refit: Batches | None = None, calibrated: str | Path | None = None
+        self,
+        calibration: Batches,
+        refit: Batches | None = None,
+        calibrated: str | Path | None = None,
+        plan: str | Path | None = None,
     ) -> dict[str, Any]:
         """What the work is made of, so that other inputs are noticed when it goes on."""
         texts = {"calibration": calibration, "refit": refit}
         facts = {name: plain(read.facts) for name, read in texts.items() if read is not None}
         seen = calibration_digest(calibrated) if calibrated is not None else None
-        return {"model": fingerprint(self.source), **facts, "calibrated": seen}
+        decided = hashlib.sha256(Path(plan).read_bytes()).hexdigest() if plan is not None else None
+        return {"model": fingerprint(self.source), **facts, "calibrated": seen, "plan": decided}
 
     def read(
         self, dense: PreTrainedModel, recipe: Recipe, batch_tokens: int, bench: Workbench

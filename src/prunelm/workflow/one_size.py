@@ -113,6 +113,7 @@ def prune(
         outlook=outlook,
         calibrated=calibrated,
         journal=journal,
+        plan=plan,
         out=Path(out),
     )
     with workbench(out, task, command="prune", force=force) as bench:
@@ -132,6 +133,7 @@ class _Prepared:
     outlook: Outlook | None
     calibrated: str | Path | None
     journal: str | Path | None
+    plan: str | Path | None
     out: Path
 
     def written(self, bench: Workbench, tell: Tell, progress: Progress) -> Report:
@@ -158,7 +160,7 @@ class _Prepared:
         with files.opened(recipe, self.how, self.out, bench, tell) as (dense, room, pressing):
             progress("loading", 1, 1)
             batches, refit = files.read(dense, recipe, batch_tokens, bench)
-            bench.check(files.inputs(batches, refit, self.calibrated))
+            bench.check(files.inputs(batches, refit, self.calibrated, self.plan))
             run = Run(
                 source=files.source,
                 load=files.load,

@@ -1,11 +1,13 @@
 """Prune a model to several sizes at once, a folder for each."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..distributed import is_writer
+from ..errors import BudgetError
 from ..family import prune_family
 from ..memory import batch_tokens_on
 from ..progress import Progress, silent
@@ -49,6 +51,7 @@ def prune_sizes(
     sizes = [replace(chosen, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
+    _check_apart(folders)
     check_target(out, force=True)
     files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype)
     announce(files.notes)
@@ -73,3 +76,14 @@ def prune_sizes(
                 files.save(pruned, report, folder)
             reports[folder] = report
     return reports
+
+
+def _check_apart(folders: Sequence[Path]) -> None:
+    """Raise unless every size has a folder of its own.
+
+    Raises:
+        BudgetError: names the one that two would share.
+    """
+    twice = next((folder for folder, count in Counter(folders).items() if count > 1), None)
+    if twice is not None:
+        raise BudgetError(f"two sparsities would both be written to {twice}: let them differ in six digits.")

@@ -31,15 +31,17 @@ def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != "ngrams"}
 
 
-def read_batches(model: PreTrainedModel, source: Source, recipe: Recipe, text: str | Path | None) -> Batches:
-    """The batches that a recipe's criteria read, from a text file or by the model itself.
+def read_batches(
+    model: PreTrainedModel, source: Source, recipe: Recipe, text: str | Path | None
+) -> tuple[Batches, Batches | None]:
+    """What `calibration_batches` gives, from a text file or by the model itself.
 
     Raises:
         DataError: the text cannot be read, or is too short.
     """
     documents, labels = read_text(text, recipe) if text is not None else (None, None)
     name = Path(text).name if text is not None else None
-    return calibration_batches(model, load_tokenizer(source), recipe, documents, labels=labels, name=name)[0]
+    return calibration_batches(model, load_tokenizer(source), recipe, documents, labels=labels, name=name)
 
 
 def calibration_batches(
