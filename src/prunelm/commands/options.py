@@ -45,7 +45,7 @@ Text = Annotated[Path | None, typer.Option(help="Text file, .jsonl with a text f
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences.")]
 SampleLength = Annotated[int | None, typer.Option(help="Tokens in a calibration sequence.")]
 MaybeSeed = Annotated[int | None, typer.Option(help="For everything random.")]
-Seed = Annotated[int, typer.Option(help="For everything random.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="For everything random.")]
 Length = Annotated[int, typer.Option(help="Tokens in an evaluation window.", min=2)]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens of text.", min=2)]
 
