@@ -31,7 +31,7 @@ def calibrate(
     out_folder: MaybeFolder = None,
     resume: Resume = None,
     recipe: RecipeName = "best",
-    sparsity: Annotated[float, typer.Option(help="Size at which budgets are searched.")] = 0.3,
+    sparsity: Annotated[float, typer.Option(help="Sparsity for which a recipe that searches looks for a plan.")] = 0.3,
     text: Text = None,
     journal: JournalFile = None,
     samples: Samples = None,
@@ -45,7 +45,7 @@ def calibrate(
     *,
     access: Access,
 ) -> None:
-    """Look at MODEL once, and save what prunes to any size need of it."""
+    """Look at MODEL once, and save what later runs of prune need, at any sparsity."""
     from ..recipe import Recipe
     from ..workflow.calibrating import calibrate as run
 

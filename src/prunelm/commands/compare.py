@@ -14,21 +14,24 @@ from .tables import comparison_table
 
 
 def compare(
-    dense: Annotated[str, typer.Argument(help="The dense model.")],
-    pruned: Annotated[list[str], typer.Argument(help="Pruned models.")],
+    dense: Annotated[str, typer.Argument(metavar="DENSE", help="The model before pruning.")],
+    pruned: Annotated[list[str], typer.Argument(metavar="PRUNED...", help="One or more pruned models.")],
     text: Text = None,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write the page of prunelm report here too.")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Also write an HTML page, as prunelm report does, to this file.")
+    ] = None,
     length: Length = 1024,
     max_tokens: MaxTokens = None,
     quantized: Annotated[
-        str | None, typer.Option(help="Formats to round all weights to, as in q8_0,q5_0,q4_0, and compare by bytes.")
+        str | None,
+        typer.Option(help="Also round all weights to these formats, e.g. q8_0,q5_0,q4_0, and compare at equal bytes."),
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
     *,
     access: Access,
 ) -> None:
-    """Put models side by side: size, quality, speed."""
+    """Show the size, quality and speed of several models side by side."""
     from ..workflow.comparing import compare as run
 
     if out_file is not None:

@@ -15,7 +15,7 @@ def demo(
     recipe: RecipeName = QUICK_RECIPE,
     force: Force = False,
 ) -> None:
-    """Prune a real pretrained Llama-type model from PyPI and show what it cost."""
+    """Prune a small pretrained model that comes from PyPI, and show what that cost."""
     from ..demo import run
 
     with quiet(), progress_bars() as progress:

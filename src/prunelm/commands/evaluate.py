@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from rich.table import Table
@@ -25,11 +25,13 @@ class Windows:
 class Suite:
     """What the parts of the suite want to know besides."""
 
-    batch_size: Annotated[int, typer.Option(help="Windows that go through a model at once.", min=1)] = 1
-    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks, with commas.")] = None
+    PANEL: ClassVar = "Parts of the evaluation"
+
+    batch_size: Annotated[int, typer.Option(help="Windows that go through the model at once.", min=1)] = 1
+    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks for part tasks, separated by commas.")] = None
     include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None
-    limit: Annotated[int | None, typer.Option(help="First rows of each task only.", min=1)] = None
-    others: Annotated[str | None, typer.Option(help="Texts of other kinds, with commas, for part shift.")] = None
+    limit: Annotated[int | None, typer.Option(help="Read only so many rows of each task.", min=1)] = None
+    others: Annotated[str | None, typer.Option(help="Texts of other kinds for part shift, separated by commas.")] = None
 
     def setting(self, **sizes: Any) -> dict[str, Any]:
         """The fields of a `prunelm.suite.Setting`."""
@@ -40,15 +42,17 @@ class Suite:
 
 def evaluate(
     model: Model,
-    text: Annotated[Path, typer.Option(help="Text that was not used for calibration.")],
-    against: Annotated[str | None, typer.Option(help="The dense model, for everything that is paired.")] = None,
+    text: Annotated[Path, typer.Option(help="Text to measure on; not the one used for calibration.")],
+    against: Annotated[str | None, typer.Option(help="The dense model, to compare with on the same text.")] = None,
     parts: Annotated[
         str | None,
-        typer.Option(help="Parts to measure, as in quality,speed; or all. See prunelm list parts."),
+        typer.Option(help="What to measure, e.g. quality,speed, or all (prunelm list parts)."),
     ] = None,
     out_file: Annotated[
         Path | None,
-        typer.Option("--out", help="File for the results, as in OUT/evaluation.json; goes on with it."),
+        typer.Option(
+            "--out", help="File for the results, e.g. OUT/evaluation.json. If it exists, what is missing is added."
+        ),
     ] = None,
     *,
     windows: Windows,
@@ -58,7 +62,7 @@ def evaluate(
     as_json: AsJson = False,
     access: Access,
 ) -> None:
-    """Measure perplexity, bits per byte, and agreement with the dense model; with --parts much more."""
+    """Measure perplexity and agreement with the dense model; with --parts, much more."""
     from ..workflow.evaluating import evaluate as run
 
     sizes: dict[str, Any] = {**vars(windows), "seed": seed}

@@ -11,21 +11,25 @@ from .options import AsJson, Force, Model
 
 def export(
     model: Model,
-    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File that ends in .gguf, or folder, to write.")],
+    out_path: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to write: a file that ends in .gguf, or a folder.")
+    ],
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="gguf, nemotron-nas, onnx, padded or torchao-int8; else by OUT's ending."),
+        typer.Option(
+            "--format", help="gguf, nemotron-nas, onnx, padded or torchao-int8. Default: by the ending of OUT."
+        ),
     ] = None,
     type_: Annotated[
-        str | None, typer.Option("--type", help="Of the matrices in a .gguf file: f32, f16, bf16, q8_0 or q4_0.")
+        str | None, typer.Option("--type", help="Format of the matrices in a .gguf file: f32, f16, bf16, q8_0 or q4_0.")
     ] = None,
     parent: Annotated[
-        Path | None, typer.Option(help="The dense model's .gguf file, for its vocabulary and metadata.")
+        Path | None, typer.Option(help="The dense model's .gguf file, from which to take vocabulary and metadata.")
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write MODEL for another program: llama.cpp (.gguf), vLLM's DeciLM, ONNX, torchao, or padded with zeros."""
+    """Convert MODEL for another program: llama.cpp (.gguf), vLLM (DeciLM), ONNX, torchao, or zero-padded."""
     from ..exporting import export as run
 
     with quiet():

@@ -10,11 +10,15 @@ from .options import AsJson
 
 
 def finalize(
-    folder: Annotated[Path, typer.Argument(help="Folder that another program saved again; changed in place.")],
-    like: Annotated[Path | None, typer.Option(help="The folder that the other program read.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder that another program saved; it is changed in place.")
+    ],
+    like: Annotated[
+        Path | None, typer.Option(help="The folder that prunelm wrote, which the other program read.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put back what another program dropped from FOLDER: legacy rotary keys, dtypes, widths per block."""
+    """Put back what another program dropped when it saved FOLDER again (rotary keys, dtypes, widths)."""
     from ..finalizing import finalize as run
 
     with quiet():

@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,12 +28,23 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(kind: type[Any]) -> list[inspect.Parameter]:
-    """The fields of a dataclass as options with defaults."""
+    """The fields of a dataclass as options with defaults, under the heading that it names as PANEL."""
     declared = _declared(kind)
+    panel = getattr(kind, "PANEL", None)
     return [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=declared[f.name])
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=_under(panel, declared[f.name])
+        )
         for f in fields(kind)
     ]
+
+
+def _under(panel: str | None, annotation: Any) -> Any:
+    """The annotation with its option under a heading of --help; None leaves it with the rest."""
+    (option,) = annotation.__metadata__
+    moved = copy(option)
+    moved.rich_help_panel = panel
+    return Annotated[annotation.__origin__, moved]
 
 
 def _declared(what: Any) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from .tables import planned_cells
 def inspect(
     model: Model,
     unit: Annotated[
-        str, typer.Option(help="A unit of attention: group (KV head with its queries) or query.")
+        str,
+        typer.Option(help="What attention would lose: group (whole KV groups) or query (query heads of every group)."),
     ] = "group",
     as_json: AsJson = False,
     *,
     access: Access,
 ) -> None:
-    """Show a model's sites, the cost of a unit, and what 10, 20 and 30 % would mean."""
+    """Show what can be removed from MODEL, and what 10, 20 and 30 % would leave; reads no weight."""
     from ..workflow.inspecting import inspect as run
 
     with quiet():
@@ -58,6 +59,6 @@ def _sites_table(sites: list[Any]) -> Table:
         same = [s for s in sites if s.name == site.name]
         widths = sorted({s.n_units for s in same})
         span = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
-        opens = "yes" if site.spec.stock else "with prunelm.load (--per-block)"
+        opens = "yes" if site.spec.stock else "only with --per-block"
         table.add_row(site.name, str(len(same)), span, f"{site.cost:,}", opens)
     return table

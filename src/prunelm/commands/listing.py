@@ -10,10 +10,13 @@ from .options import AsJson
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="criteria, allocators, reconstructions, architectures, recipes, parts.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="recipes|criteria|allocators|reconstructions|architectures|parts", help="What to list."),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """List plug-ins and recipes with one line each."""
+    """List the recipes or plug-ins that are installed, one line each."""
     from ..errors import UnknownPluginError
     from ..registry import did_you_mean
 

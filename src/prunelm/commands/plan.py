@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from rich.table import Table
@@ -42,11 +42,15 @@ ENDLESS = 10_000
 class Size:
     """How much would go: one of several kinds of budget."""
 
-    sparsity: Annotated[float | None, typer.Option(help="Share of the prunable parameters to remove.")] = None
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the weights in the blocks to remove, between 0 and 1.")
+    ] = None
     params: Params = None
     fit: Fit = None
     speedup: Faster = None
-    edited: Annotated[Path | None, typer.Option("--plan", help="Show this plan, edited or not.")] = None
+    edited: Annotated[
+        Path | None, typer.Option("--plan", help="Show this plan, edited or not, in place of making one.")
+    ] = None
 
     @property
     def limit(self) -> Any:
@@ -59,8 +63,12 @@ class Size:
 class Overrides:
     """What is replaced in the recipe; named as its fields are, but for `uniform`."""
 
-    per_block: Annotated[bool | None, typer.Option(help="Widths may differ between blocks.")] = None
-    uniform: Annotated[bool, typer.Option("--uniform", help="The same widths in every block.")] = False
+    PANEL: ClassVar = "Changes to the recipe"
+
+    per_block: Annotated[bool | None, typer.Option(help="Let widths differ between blocks.")] = None
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Keep the same widths in every block, whatever the recipe says.")
+    ] = False
     allocator: Allocator = None
     targets: Targets = None
     tensor_parallel: Parallel = None
@@ -75,23 +83,25 @@ class Overrides:
 
 def plan(
     model: MaybeModel = None,
-    out_file: Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="File to write, for editing.")] = None,
+    out_file: Annotated[
+        Path | None, typer.Argument(metavar="PLAN.json", help="File to write, for you to edit.")
+    ] = None,
     *,
     size: Size,
-    diff: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Show where two plans differ; no model is needed.")
-    ] = None,
+    diff: Annotated[tuple[Path, Path] | None, typer.Option(help="Show where two plans differ; needs no model.")] = None,
     recipe: MaybeRecipe = None,
     text: Text = None,
     calibrated: Calibrated = None,
-    context: Annotated[int, typer.Option(help="Tokens of a text, for cache and operations.", min=1)] = 8192,
+    context: Annotated[
+        int, typer.Option(help="Tokens of context for which cache and operations are shown.", min=1)
+    ] = 8192,
     overrides: Overrides,
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace PLAN.json if it exists.")] = False,
     as_json: AsJson = False,
     access: Access,
 ) -> None:
-    """Show what a budget would leave of every block, and write that as a file for prune --plan."""
+    """Show what would be left of every block; write it to a file to edit and prune by (prune --plan)."""
     from ..errors import CheckpointError
     from ..planning import plan as run
 

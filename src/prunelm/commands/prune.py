@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from rich.table import Table
@@ -51,19 +51,25 @@ class Size:
     sparsity: Annotated[
         str | None,
         typer.Option(
-            help="Share of the prunable parameters to remove, in (0, 1); several, as in 0.1,0.2, make a family."
+            help="Share of the weights in the blocks to remove, between 0 and 1. Several, as in 0.1,0.2: a folder each."
         ),
     ] = None
     params: Params = None
     fit: Fit = None
     max_ppl: Annotated[
-        str | None, typer.Option(help="Budget: perplexity on held-out text, as in +5% above dense, or 18.5.")
+        str | None,
+        typer.Option(
+            help="Instead: perplexity on held-out text stays within this limit, e.g. +5% (above dense) or 18.5."
+        ),
     ] = None
     speedup: Faster = None
     held_out_text: Annotated[
-        Path | None, typer.Option(help="Text that --max-ppl is measured on; a tenth of --text by default.")
+        Path | None,
+        typer.Option(help="Text for --max-ppl. Default: the last tenth of --text, which then calibrates nothing."),
     ] = None
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="File of prunelm plan, edited or not.")] = None
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Instead: exactly the units that this file of prunelm plan keeps.")
+    ] = None
 
     @property
     def limit(self) -> Any:
@@ -79,7 +85,9 @@ class Inputs:
     recipe: MaybeRecipe = None
     text: Text = None
     calibrated: Calibrated = None
-    self_generated: Annotated[bool, typer.Option("--self-generated", help="Calibrate on text by the model.")] = False
+    self_generated: Annotated[
+        bool, typer.Option("--self-generated", help="Calibrate on text that the model writes itself.")
+    ] = False
     journal: JournalFile = None
 
 
@@ -87,30 +95,58 @@ class Inputs:
 class Overrides:
     """What is replaced in the recipe; named as its fields are, but for `uniform`."""
 
-    criterion: Annotated[str | None, typer.Option(help="Replace the recipe's criterion at every site.")] = None
-    allocator: Allocator = None
-    reconstruction: Annotated[str | None, typer.Option(help="Replace the recipe's reconstruction.")] = None
-    ridge: Annotated[float | None, typer.Option(help="Pull of a refit towards the present weights.")] = None
-    bias: Annotated[bool | None, typer.Option(help="Give consumers a bias where the config can.")] = None
-    held_out: Annotated[float | None, typer.Option(help="Share of the calibration that judges repairs.")] = None
-    per_block: Annotated[
-        bool | None, typer.Option(help="Widths may differ (opens with trust_remote_code or prunelm.load).")
+    PANEL: ClassVar = "Changes to the recipe"
+
+    criterion: Annotated[
+        str | None, typer.Option(help="Which units go first, instead of the recipe's way (prunelm list criteria).")
     ] = None
-    uniform: Annotated[bool, typer.Option("--uniform", help="The same widths in every block, for plain loaders.")] = (
-        False
-    )
+    allocator: Allocator = None
+    reconstruction: Annotated[
+        str | None,
+        typer.Option(
+            help="How the weights that stay are adjusted, instead of the recipe's way (prunelm list reconstructions)."
+        ),
+    ] = None
+    ridge: Annotated[
+        float | None, typer.Option(help="How strongly adjusted weights are pulled towards the present ones.")
+    ] = None
+    bias: Annotated[
+        bool | None, typer.Option(help="Add biases for the adjustment to use, where the model's config allows them.")
+    ] = None
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the calibration text that is kept apart to judge adjustments.")
+    ] = None
+    per_block: Annotated[
+        bool | None,
+        typer.Option(help="Let widths differ between blocks; opens with trust_remote_code or prunelm.load."),
+    ] = None
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Keep the same widths in every block, whatever the recipe says.")
+    ] = False
     targets: Targets = None
     tensor_parallel: Parallel = None
     unit: Unit = None
-    attention_share: Annotated[float | None, typer.Option(help="Attention's sparsity relative to the whole.")] = None
-    loss: Annotated[str | None, typer.Option(help="What gradients are of and policies search by; kl, task...")] = None
+    attention_share: Annotated[
+        float | None,
+        typer.Option(help="What attention loses in proportion to --sparsity: 1 the same share, 0 nothing."),
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(help="Loss for gradients and policy searches: next-token, masked-lm, task, kl, drawn or auto."),
+    ] = None
     gradient_checkpointing: Annotated[
-        bool | None, typer.Option("--gradient-checkpointing", help="Less memory and more time for backward passes.")
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing", help="Compute activations again in backward passes: less memory, more time."
+        ),
     ] = None
     sites: Sites = None
     blocks: Blocks = None
     hidden: Hidden = None
-    of: Annotated[str | None, typer.Option(help="What sparsity is a share of: blocks or model.")] = None
+    of: Annotated[
+        str | None,
+        typer.Option(help="What --sparsity is a share of: blocks (what can be pruned), or model (all parameters)."),
+    ] = None
     multiple_of: Multiple = None
     samples: Samples = None
     length: SampleLength = None
@@ -121,7 +157,12 @@ class Overrides:
 class Computing:
     """Where and in what the model computes, and what is written."""
 
-    dtype: Annotated[str | None, typer.Option(help="Of the written weights: float32, float16, bfloat16.")] = None
+    PANEL: ClassVar = "Device and data types"
+
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Data type of the written weights: float32, float16 or bfloat16. Default: as stored."),
+    ] = None
     device: Device = None
     compute_dtype: ComputeDtype = "float32"
     deterministic: Deterministic = False
@@ -131,10 +172,18 @@ class Computing:
 class Streamed:
     """Whether one block is in memory at a time, and how the rest waits."""
 
-    stream: Annotated[bool, typer.Option("--stream", help="Hold one block in memory at a time.")] = False
-    scratch: Annotated[Path | None, typer.Option(help="Folder for a streamed run's hidden states.")] = None
-    scratch_dtype: Annotated[str | None, typer.Option(help="Of hidden states there: float32, float16...")] = None
-    statistics_dtype: Annotated[str, typer.Option(help="Of a streamed run's sums: float64, float32.")] = "float64"
+    PANEL: ClassVar = "Models bigger than memory"
+
+    stream: Annotated[bool, typer.Option("--stream", help="Hold only one block in memory at a time.")] = False
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for the hidden states that wait on disk. Default: beside OUT.")
+    ] = None
+    scratch_dtype: Annotated[
+        str | None, typer.Option(help="Data type of those hidden states: float32, float16 or bfloat16.")
+    ] = None
+    statistics_dtype: Annotated[
+        str, typer.Option(help="Data type in which statistics are summed: float64 or float32.")
+    ] = "float64"
 
 
 def prune(
@@ -144,7 +193,9 @@ def prune(
     size: Size,
     resume: Resume = None,
     inputs: Inputs,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be left, and stop; nothing is written.")
+    ] = False,
     overrides: Overrides,
     computing: Computing,
     streamed: Streamed,
@@ -152,7 +203,7 @@ def prune(
     as_json: AsJson = False,
     access: Access,
 ) -> None:
-    """Prune MODEL into OUT, a folder that opens elsewhere."""
+    """Prune MODEL, and write the smaller model to the folder OUT."""
     if resume is not None:
         resumed(resume, "prune", model, as_json)
         return

@@ -11,13 +11,15 @@ from .written import show_reports
 
 
 def repair(
-    dense: Annotated[str, typer.Argument(help="The model that was pruned.")],
-    pruned: Annotated[str, typer.Argument(help="What was made of it.")],
+    dense: Annotated[str, typer.Argument(metavar="DENSE", help="The model before pruning.")],
+    pruned: Annotated[str, typer.Argument(metavar="PRUNED", help="The same model, pruned by any program.")],
     out_folder: Folder,
-    text: Annotated[Path, typer.Option(help="Text file, .jsonl with a text field, or folder of them.")],
-    reconstruction: Annotated[str, typer.Option(help="Which repair.")] = "least-squares",
-    samples: Annotated[int, typer.Option(help="Calibration sequences.", min=1)] = 128,
-    length: Annotated[int, typer.Option(help="Tokens in a calibration sequence.", min=8)] = 512,
+    text: Annotated[Path, typer.Option(help="Text file (.txt, .md), .jsonl with a field text, or a folder of these.")],
+    reconstruction: Annotated[
+        str, typer.Option(help="How the weights are adjusted (prunelm list reconstructions).")
+    ] = "least-squares",
+    samples: Annotated[int, typer.Option(help="Number of calibration sequences.", min=1)] = 128,
+    length: Annotated[int, typer.Option(help="Tokens in each calibration sequence.", min=8)] = 512,
     seed: Seed = 0,
     device: Device = None,
     force: Force = False,
@@ -25,7 +27,7 @@ def repair(
     *,
     access: Access,
 ) -> None:
-    """Solve the weights of somebody's pruned model again, so that they make up for what was removed."""
+    """Adjust the weights of a model that was pruned elsewhere, to make up for what was removed."""
     from ..workflow.repairing import repair as run
 
     with quiet(), progress_bars() as progress:

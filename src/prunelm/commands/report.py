@@ -10,11 +10,13 @@ from .console import out, quiet
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="OUT...", help="Folders that prune wrote, or a folder of them.")
+        list[Path], typer.Argument(metavar="OUT...", help="Folders that prune wrote, or one folder that holds several.")
     ],
-    out_file: Annotated[Path | None, typer.Option("--out", help="File; report.html in the first folder.")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="File to write. Default: report.html in the first folder.")
+    ] = None,
 ) -> None:
-    """Write one HTML page that shows what pruning did: no network, opens from a file."""
+    """Write one HTML page that shows what pruning did; it needs no network."""
     from ..report import write_report
 
     with quiet():

@@ -13,10 +13,14 @@ from .options import Access, AsJson, Device, Length, MaxTokens, MaybeSeed, Model
 
 def transfer(
     model: Model,
-    texts: Annotated[list[Path], typer.Argument(help="At least two texts; each is split into two parts.")],
-    sparsity: Annotated[float, typer.Option(help="Share of the prunable parameters to remove, in (0, 1).")],
+    texts: Annotated[
+        list[Path], typer.Argument(metavar="TEXTS...", help="At least two texts; each is split into two parts.")
+    ],
+    sparsity: Annotated[float, typer.Option(help="Share of the weights in the blocks to remove, between 0 and 1.")],
     recipe: RecipeName = DEFAULT_RECIPE,
-    out_file: Annotated[Path | None, typer.Option("--out", help="File for the results; goes on with it.")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="File for the results. If it exists, what is missing is added.")
+    ] = None,
     samples: Samples = None,
     calibration_length: SampleLength = None,
     length: Length = 1024,
@@ -27,7 +31,7 @@ def transfer(
     *,
     access: Access,
 ) -> None:
-    """Prune MODEL with a part of each text and test it on the other part of every text."""
+    """Prune MODEL with one part of each text, and test every result on the other part of all texts."""
     from ..recipe import Recipe
     from ..text_matrix import transfer as run
 
