@@ -25,9 +25,19 @@ EARLIER = "best with heads"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """# Results
 
-Made by `python -m benchmarks run` and `python -m benchmarks table`; every figure comes from
-`benchmarks/results/*.json`. The quality benchmarks need texts and models
-that do not come with PruneLM and are skipped without them.
+Every figure on this page comes from `benchmarks/results/*.json`. `python -m benchmarks run` measures, and
+`python -m benchmarks table` writes the page. The quality benchmarks need texts and models that do not come with PruneLM,
+and are skipped without them.
+
+How to read it:
+
+- Quality was measured on small models only (SmolLM2-135M, a MiniLM, a tiny GPT-2), with one seed each. Large models may
+  behave differently.
+- 30 % means 30 % of the *block parameters*: those of heads and FFN channels, without embeddings. SmolLM2-135M has a fifth
+  of its parameters in the embeddings. Lower perplexity is better; the dense model is the one before pruning.
+- Sections that evaluate on different amounts of text have different dense perplexities. Compare rows only within a
+  section, and with their standard error.
+- Recipe names are explained in [methods.md](methods.md) and [plugins.md](plugins.md). `not run`: we did not measure it.
 """
 
 
@@ -75,8 +85,8 @@ def _smollm2(entries: Mapping[str, Any]) -> list[str]:
         "",
         f"Calibrated on 64 x 512 tokens of C4 (`goa-data-free`: none), seed 0. Evaluated on {facts['tokens']:,} tokens "
         f"in windows of {facts['length']:,} ({facts['predicted']:,} predicted), {facts['tokenizer']}, float32; "
-        f"± is the standard error over windows, shared by all rows. Dense: {_value(entries['dense'])}. No choice was "
-        "made on this text.",
+        f"± is the standard error over windows; all rows share the windows, so differences between rows are surer than "
+        f"that. Dense: {_value(entries['dense'])}. No setting was chosen on this text.",
         "",
         _row(["recipe", *(f"{s:.0%} of block parameters" for s in SPARSITIES)]),
         _row(["---"] * (len(SPARSITIES) + 1)),
@@ -106,14 +116,18 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
         "## SmolLM2-135M-Instruct: repair, allocation, search",
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
-        f"perplexity: {stated}. Cells: perplexity, and e = ln(perplexity / dense) in parentheses; seconds of the "
-        "whole prune, on one or two cores or a GPU and mostly beside other work: no comparison. `best with heads` is "
-        "`best` as it was before the trials below: attention and FFN.",
+        f"perplexity: {stated}. Cells: perplexity, and in parentheses e = ln(perplexity / dense), which is 0 for the "
+        "dense model. Seconds are of the whole prune, on one or two cores or a GPU and mostly beside other work, so they "
+        "are no comparison. `best with heads` is `best` as it was before the trials below, on attention and FFN.",
         "",
         _row(["recipe", *(f"{s:.0%}, {t}" for s in sizes for t in texts), *(f"seconds at {s:.0%}" for s in sizes)]),
         _row(["---"] * (1 + len(sizes) * (len(texts) + 1))),
     ]
-    for recipe in (*FRONTIER[:1], EARLIER, *FRONTIER[1:]):
+    recipes = (*FRONTIER[:1], EARLIER, *FRONTIER[1:])
+    absent = [recipe for recipe in recipes if not any(f"{recipe} {s}" in entries for s in sizes)]
+    for recipe in recipes:
+        if recipe in absent:
+            continue
         found = [entries.get(f"{recipe} {s}") for s in sizes]
         cells = []
         for entry in found:
@@ -122,6 +136,8 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
                 cells.append(said)
         seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
         lines.append(_row([recipe, *cells, *seconds]))
+    if absent:
+        lines += ["", f"Not run here: {', '.join(f'`{recipe}`' for recipe in absent)}."]
     return [*lines, "", *_in_passes(entries)]
 
 
@@ -194,10 +210,11 @@ def _trials(entries: dict[str, Any]) -> list[str]:
     lines = [
         "## What was tried for `best`",
         "",
-        "`python -m benchmarks trials`. Nats per token above dense, on text that no other table evaluates on: C4 "
-        "documents of the last 5 % of the file, Wikipedia passages, and the second half of sequences that say their "
-        "first half twice. The mean of the three decided; WikiText-2 decides nothing. Calibrated as above. `heads leap "
-        "to the end`: before descent let them settle (see the log).",
+        "`python -m benchmarks trials`. Loss in nats per token above the dense model's, on text that no other table "
+        "evaluates on: C4 documents from the last 5 % of the file, Wikipedia passages, and sequences whose second half "
+        "repeats the first (only the second half counts). The recipe with the lowest mean of the three was chosen; "
+        "WikiText-2 decided nothing. Calibrated as above. `heads leap to the end`: attention was pruned too, with an "
+        "earlier form of the search (see the [log](log.md)).",
         "",
         _row(["trial", "size", *texts, "mean", "KV groups kept", "search"]),
         _row(["---"] * (len(texts) + 5)),
@@ -227,9 +244,10 @@ def _siblings(entries: Mapping[str, Any]) -> list[str]:
     lines = [
         "## The sibling methods",
         "",
-        "`python -m benchmarks siblings`. SmolLM2-135M-Instruct, calibrated on C4 as the recipes say, evaluated as "
-        f"above. Dense perplexity: {stated}. ± is the standard error over windows; seconds beside other work "
-        "(`osp-repaired`: without the search, which is that of `osp`).",
+        "`python -m benchmarks siblings`. SmolLM2-135M-Instruct, calibrated on C4 as the recipes say, evaluated on the "
+        f"same kinds of text as above, but less of it. Dense perplexity: {stated}. ± is the standard error over windows. "
+        "Seconds were taken beside other work (for `osp-repaired` without the search, which is that of `osp`). "
+        "`coarse alone` and `fine alone` are the two ingredients of `aef` and `hywia`.",
         "",
         _row(["", *(f"perplexity, {text}" for text in dense), "calibration tokens", "seconds"]),
         _row(["---"] * (len(dense) + 3)),
@@ -293,8 +311,8 @@ def _zero_shot(entries: Mapping[str, Any]) -> list[str]:
     lines = [
         "## SmolLM2-135M-Instruct: zero-shot accuracy",
         "",
-        f"lm-eval 0.4.13, no examples given, the first {rows} rows of each task; normalized accuracy, LAMBADA plain; "
-        "± is the standard error. Pruned as above.",
+        f"lm-eval 0.4.13, no examples given (zero-shot), the first {rows} rows of each task; accuracy normalized by "
+        "length, for LAMBADA plain; ± is the standard error. `obs 0.2` is recipe `obs` at 20 %, pruned as above.",
         "",
         _row(["", *(task.removeprefix("local_") for task in TASKS), "mean"]),
         _row(["---"] * (len(TASKS) + 2)),
@@ -384,8 +402,8 @@ def _small(name: str) -> list[str]:
         f"## {name}: {dense['metric']}",
         "",
         f"Evaluated on {facts['predicted']:,} predictions of `{facts['text']}`, windows of at most {facts['length']}, "
-        f'{facts["tokenizer"]}. Dense: {_value(entries["dense"])}. "heads too" prunes per block (opens with '
-        "`prunelm.load`); the others lose FFN channels only and open in plain transformers.",
+        f'{facts["tokenizer"]}. Dense: {_value(entries["dense"])}. "heads too" prunes per block, attention '
+        "included; the others lose FFN channels only and open in plain transformers.",
         "",
         _row(["recipe", *(f"{float(s):.0%} of block parameters" for s in sparsities)]),
         _row(["---"] * (len(sparsities) + 1)),
@@ -444,7 +462,8 @@ def _equal_bytes(entries: Mapping[str, Any]) -> list[str]:
         "",
         f"SmolLM2-135M-Instruct, `obs` on 32 x 512 tokens of C4; weights rounded to each format of llama.cpp; "
         f"perplexity on {dense['max_tokens']:,} tokens of held-out C4 in windows of {dense['length']}. The model's own "
-        "file has 4 bits (Q4_1) to begin with, so its dense 4-bit rows lose little.",
+        "file has 4 bits (Q4_1) to begin with, so its dense 4-bit rows lose little. Ratio: perplexity over that of the "
+        "dense model in as many bytes; above 1, quantizing alone is better.",
         "",
         _row(["bytes of weights", "model", "format", "perplexity", "dense in as many bytes", "ratio"]),
         _row(["---"] * 6),
@@ -466,7 +485,7 @@ def _overhead(entries: Mapping[str, Any]) -> list[str]:
             "## Cost of pruning",
             "",
             f"SmolLM2-135M-Instruct, `goa-budget` at 30 %, {timed['tokens']:,} calibration tokens, "
-            f"{timed['machine']['threads']} threads; loading and saving apart; one plain forward pass of the dense "
+            f"{timed['machine']['threads']} threads, without loading and saving. One plain forward pass of the dense "
             f"model took {sum(timed['forward seconds']) / len(timed['forward seconds']):.0f} s.",
             "",
             _row(["", "seconds", "plain forward passes"]),

@@ -38,16 +38,16 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
         *(_model_index(facts, measured) if measured is not None else ()),
         "---",
         "",
-        f"# {facts['base_model']}, {sizes['share_of_blocks']:.1%} of its blocks pruned",
+        f"# {facts['base_model']}, {sizes['share_of_blocks']:.1%} of its block parameters removed",
         "",
-        f"Made with PruneLM {facts['versions']['prunelm']}, recipe `{recipe['name']}`, without training. "
-        "`pruning.json` beside this file has every choice and every kept unit.",
+        f"Made with PruneLM {facts['versions']['prunelm']}, recipe `{recipe['name']}`: structured pruning without "
+        "training. `pruning.json` beside this file has every setting, and the indices of all units that were kept.",
         "",
         "| | before | after |",
         "|---|---|---|",
         f"| parameters | {sizes['before']:,} | {sizes['after']:,} |",
     ]
-    lines += [f"| {name} | {before} | {after} |" for name, before, after in _widths(facts["sites"])]
+    lines += [f"| {name} | {before} | {after} |" for name, before, after in _widths(facts["sites"], recipe)]
     if "dropped_blocks" in facts:
         lines.append(f"| blocks dropped | | {', '.join(map(str, facts['dropped_blocks']))} |")
     if "hidden" in facts:
@@ -66,16 +66,17 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
         "",
         *(f"- {doubt}" for doubt in known),
         *([""] if known else []),
-        "Pruning without training costs quality, more on text unlike the calibration text. Nothing is claimed about "
-        "safety or bias after pruning: the base model's card applies, and no more than that. Measure before use:",
+        "Pruning without training costs quality, and more of it on text unlike the calibration text. What the card of "
+        "the base model says still applies; whether safety or biases changed was not examined. Measure the model on "
+        "your own text before you use it, which also puts the figures on this card:",
         "",
         "```",
-        "prunelm evaluate FOLDER --text YOUR_TEXT --against BASE_MODEL",
+        "prunelm evaluate FOLDER --text YOUR_TEXT --against BASE_MODEL --parts quality --out FOLDER/evaluation.json",
         "```",
         "",
     ]
     if facts["notes"]:
-        lines += [*(f"- {note}" for note in facts["notes"]), ""]
+        lines += ["Notes of the run:", "", *(f"- {note}" for note in facts["notes"]), ""]
     return "\n".join(lines)
 
 
@@ -94,23 +95,23 @@ def _measured(measured: Measured) -> list[str]:
     return [*lines, ""]
 
 
-_HOW_STOCK = """Plain `transformers`, no extra code:
+_HOW_STOCK = """With plain `transformers`, as any other model:
 
 ```python
 from transformers import AutoModelForCausalLM  # or the class that config.json names
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```"""
 
-_HOW_PRUNELM = """Its blocks differ in width (or have a head count that no stock config can say), so plain
-`transformers` refuses to open it. The folder holds a small modeling file, which narrows the stock class; read it,
-then allow it:
+_HOW_PRUNELM = """The blocks of this model differ in width, or have a number of heads that no stock config can describe.
+Plain `transformers` opens it only with the small modeling file in this folder, which narrows the stock class. Read that
+file, then allow it:
 
 ```python
 from transformers import AutoModelForCausalLM  # or the class that auto_map in config.json names
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 ```
 
-Without running code from the folder, with PruneLM installed:
+With PruneLM installed, no code from the folder has to run:
 
 ```python
 import prunelm
@@ -118,8 +119,8 @@ model = prunelm.load("FOLDER")
 ```"""
 
 
-_HOW_OURS = """It has sublayers without units or a narrower residual stream than its class is built with, so plain
-`transformers` refuses to open it. With PruneLM installed, which runs no code from the folder:
+_HOW_OURS = """This model lacks whole sublayers, or has a narrower residual stream than its class is built with, so plain
+`transformers` cannot open it. PruneLM can, and runs no code from the folder:
 
 ```python
 import prunelm
@@ -127,13 +128,16 @@ model = prunelm.load("FOLDER")
 ```"""
 
 
-def _widths(sites: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def _widths(sites: Mapping[str, Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What units of each kind of site are called, and how many a block had and has."""
+    heads = "query heads" if recipe.get("unit") == "query" else "KV groups (a key/value head with its query heads)"
+    called = {"attention": heads, "ffn": "FFN channels"}
     rows = []
     for name in dict.fromkeys(key.split(".")[1] for key in sites):
         mine = [site for key, site in sites.items() if key.split(".")[1] == name]
         kept = sorted({len(site["kept"]) for site in mine})
         units = sorted({site["units"] for site in mine})
-        rows.append((f"{name} units per block", _span(units), _span(kept)))
+        rows.append((f"{called.get(name, name)} per block", _span(units), _span(kept)))
     return rows
 
 

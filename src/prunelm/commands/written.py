@@ -24,7 +24,7 @@ def show_reports(reports: Mapping[Path, Any], as_json: bool, told: Sequence[str]
         sizes = written["parameters"]
         out.print(
             f"{sizes['before']:,} -> {sizes['after']:,} parameters: {sizes['share_of_blocks']:.2%} of the blocks, "
-            f"{sizes['share_of_model']:.2%} of the model, in {report.seconds:.0f} s"
+            f"{sizes['share_of_model']:.2%} of the model removed, in {report.seconds:.0f} s"
         )
         out.print(f"{folder}: loaded in a fresh process, same logits. {how_to_load(written['loader'], folder)}")
     if as_json:
@@ -34,10 +34,10 @@ def show_reports(reports: Mapping[Path, Any], as_json: bool, told: Sequence[str]
 def how_to_load(loader: str, folder: Path) -> str:
     """The line that opens a folder."""
     if loader == "transformers":
-        return f"Load it: AutoModelForCausalLM.from_pretrained({str(folder)!r}), or the class its config names."
+        return f"Load it: AutoModelForCausalLM.from_pretrained({str(folder)!r}), or the class that its config names."
     if not list(folder.glob("modeling_*.py")):
-        return f"No stock class has its shapes: prunelm.load({str(folder)!r})."
+        return f"No stock class has its shapes. Load it: prunelm.load({str(folder)!r})."
     return (
-        f"Its blocks differ: prunelm.load({str(folder)!r}), or from_pretrained with trust_remote_code=True, which runs "
-        "the modeling file in that folder."
+        f"Its blocks differ in width. Load it: prunelm.load({str(folder)!r}), or from_pretrained with "
+        "trust_remote_code=True, which runs the modeling file in that folder."
     )
