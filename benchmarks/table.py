@@ -26,15 +26,15 @@ PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """# Results
 
 Every figure on this page comes from `benchmarks/results/*.json`. `python -m benchmarks run` measures, and
-`python -m benchmarks table` writes the page. The quality benchmarks need texts and models that do not come with PruneLM,
-and are skipped without them.
+`python -m benchmarks table` writes the page. The quality benchmarks need texts and models that do not come with
+PruneLM, and are skipped without them.
 
 How to read it:
 
 - Quality was measured on small models only (SmolLM2-135M, a MiniLM, a tiny GPT-2), with one seed each. Large models may
   behave differently.
-- 30 % means 30 % of the *block parameters*: those of heads and FFN channels, without embeddings. SmolLM2-135M has a fifth
-  of its parameters in the embeddings. Lower perplexity is better; the dense model is the one before pruning.
+- 30 % means 30 % of the *block parameters*: those of heads and FFN channels, without embeddings. SmolLM2-135M has a
+  fifth of its parameters in the embeddings. Lower perplexity is better; the dense model is the one before pruning.
 - Sections that evaluate on different amounts of text have different dense perplexities. Compare rows only within a
   section, and with their standard error.
 - Recipe names are explained in [methods.md](methods.md) and [plugins.md](plugins.md). `not run`: we did not measure it.
@@ -117,8 +117,8 @@ def _frontier(entries: Mapping[str, Any]) -> list[str]:
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
         f"perplexity: {stated}. Cells: perplexity, and in parentheses e = ln(perplexity / dense), which is 0 for the "
-        "dense model. Seconds are of the whole prune, on one or two cores or a GPU and mostly beside other work, so they "
-        "are no comparison. `best with heads` is `best` as it was before the trials below, on attention and FFN.",
+        "dense model. Seconds are of the whole prune, on one or two cores or a GPU and mostly beside other work, so "
+        "they are no comparison. `best with heads` is `best` as it was before the trials below, on attention and FFN.",
         "",
         _row(["recipe", *(f"{s:.0%}, {t}" for s in sizes for t in texts), *(f"seconds at {s:.0%}" for s in sizes)]),
         _row(["---"] * (1 + len(sizes) * (len(texts) + 1))),
@@ -245,8 +245,8 @@ def _siblings(entries: Mapping[str, Any]) -> list[str]:
         "## The sibling methods",
         "",
         "`python -m benchmarks siblings`. SmolLM2-135M-Instruct, calibrated on C4 as the recipes say, evaluated on the "
-        f"same kinds of text as above, but less of it. Dense perplexity: {stated}. ± is the standard error over windows. "
-        "Seconds were taken beside other work (for `osp-repaired` without the search, which is that of `osp`). "
+        f"same kinds of text as above, but less of it. Dense perplexity: {stated}. ± is the standard error over "
+        "windows. Seconds were taken beside other work (for `osp-repaired` without the search, which is that of `osp`). "
         "`coarse alone` and `fine alone` are the two ingredients of `aef` and `hywia`.",
         "",
         _row(["", *(f"perplexity, {text}" for text in dense), "calibration tokens", "seconds"]),

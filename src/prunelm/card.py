@@ -119,8 +119,8 @@ model = prunelm.load("FOLDER")
 ```"""
 
 
-_HOW_OURS = """This model lacks whole sublayers, or has a narrower residual stream than its class is built with, so plain
-`transformers` cannot open it. PruneLM can, and runs no code from the folder:
+_HOW_OURS = """This model lacks whole sublayers, or has a narrower residual stream than its class is built with, so
+plain `transformers` cannot open it. PruneLM can, and runs no code from the folder:
 
 ```python
 import prunelm
