@@ -246,7 +246,7 @@ def _siblings(entries: Mapping[str, Any]) -> list[str]:
         "",
         "`python -m benchmarks siblings`. SmolLM2-135M-Instruct, calibrated on C4 as the recipes say, evaluated on the "
         f"same kinds of text as above, but less of it. Dense perplexity: {stated}. ± is the standard error over "
-        "windows. Seconds were taken beside other work (for `osp-repaired` without the search, which is that of `osp`). "
+        "windows. Seconds were taken beside other work (`osp-repaired`: without the search, which is that of `osp`). "
         "`coarse alone` and `fine alone` are the two ingredients of `aef` and `hywia`.",
         "",
         _row(["", *(f"perplexity, {text}" for text in dense), "calibration tokens", "seconds"]),

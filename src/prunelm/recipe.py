@@ -91,7 +91,8 @@ class Recipe:
             (their part in the readers' weights).
         attention, ffn: criterion and options for each kind of site.
         order: `sequential` (each site sees the already pruned prefix) or `one-shot` (statistics of the dense model).
-        reconstruction: what is done to a module's dense weights before it is scored.
+        reconstruction: how weights are adjusted: a refit of each dense module before it is scored, or a repair of
+            what stays once units are gone.
         ridge: pull towards the present weights, relative to the mean diagonal of the second moment (refits) or to
             each channel's own energy (repairs, where held-out tokens move it by factors of ten).
         exchanges: kept units that a repair may exchange for removed ones in each site, where held-out tokens like it.

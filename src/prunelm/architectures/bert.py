@@ -1,4 +1,4 @@
-"""BERT: an encoder with norms after the residual; head_dim is derived, so fewer heads need `prunelm.load`."""
+"""BERT: an encoder with norms after the residual; head_dim is derived, so fewer heads need `--per-block`."""
 
 from . import Architecture, Reader, SiteSpec, architecture
 

@@ -1,4 +1,4 @@
-"""GPT-2: fused [Q | K | V] in Conv1D layers; its config cannot say head_dim, so fewer heads need `prunelm.load`."""
+"""GPT-2: fused [Q | K | V] in Conv1D layers; its config cannot say head_dim, so fewer heads need `--per-block`."""
 
 from . import Architecture, Reader, SiteSpec, architecture
 

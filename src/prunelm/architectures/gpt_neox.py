@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: Q, K, V interleaved head by head; head_dim is derived, so fewer heads need `prunelm.load`."""
+"""GPT-NeoX and Pythia: Q, K, V interleaved head by head; head_dim is derived, so fewer heads need `--per-block`."""
 
 from . import Architecture, Reader, SiteSpec, architecture
 

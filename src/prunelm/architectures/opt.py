@@ -1,4 +1,4 @@
-"""OPT: biases everywhere, ReLU; head_dim is derived, so fewer heads need `prunelm.load`."""
+"""OPT: biases everywhere, ReLU; head_dim is derived, so fewer heads need `--per-block`."""
 
 from . import Architecture, Reader, SiteSpec, architecture
 
