@@ -41,7 +41,7 @@ def exchanged_units(
 ) -> tuple[Int[Tensor, " kept"], int]:
     """The kept units of a site after at most `limit` exchanges that lower its refitted error, and how many it took."""
     second = moments.fitted(bias_of(site.consumer.layer))
-    second += torch.diag(energy_damping(second, ridge))
+    second.diagonal().add_(energy_damping(second, ridge))
     weight = weight_of(site.consumer.layer).detach()
     return exchanged(weight, second, site.consumer.index, kept, limit=limit, strata=site.strata)
 
