@@ -54,8 +54,7 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
         lines.append(f"| hidden channels | {facts['hidden']['units']} | {len(facts['hidden']['kept'])} |")
     lines += [
         "",
-        f"Calibrated on {calibration['tokens']:,} tokens ({calibration['sequences']} sequences of at most "
-        f"{calibration.get('length', '?')}), source: {calibration.get('source', 'unknown')}.",
+        _calibrated(calibration),
         "",
         *(_measured(measured) if measured is not None else ()),
         "## Load it",
@@ -78,6 +77,14 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
     if facts["notes"]:
         lines += ["Notes of the run:", "", *(f"- {note}" for note in facts["notes"]), ""]
     return "\n".join(lines)
+
+
+def _calibrated(read: Mapping[str, Any]) -> str:
+    """What text was read, if any."""
+    if not read["tokens"]:
+        return "No calibration text was read."
+    sizes = f"{read['tokens']:,} tokens ({read['sequences']} sequences of at most {read.get('length', '?')})"
+    return f"Calibrated on {sizes}, source: {read.get('source', 'unknown')}."
 
 
 def _model_index(facts: Mapping[str, Any], measured: Measured) -> list[str]:
