@@ -31,7 +31,7 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
     lines = [
         "---",
         "library_name: transformers",
-        f"base_model: {facts['base_model']}",
+        f"base_model: {json.dumps(facts['base_model'], ensure_ascii=False)}",
         "tags:",
         "- prunelm",
         "- structured-pruning",

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError
 from .loading import find_model, load_model, load_tokenizer
+from .overlap import apart
 from .progress import Progress
 from .workflow.comparing import compare
 from .workflow.one_size import prune
@@ -68,11 +69,20 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def language_reference() -> tuple[str, str]:
-    """Two disjoint halves of Python's language reference: topics of even and of odd place in the alphabet."""
+    """Two halves of Python's language reference: topics of even and of odd place in the alphabet.
+
+    Topics repeat one another, so that the halves share passages; see `texts`.
+    """
     from pydoc_data.topics import topics
 
     texts = [topics[name] for name in sorted(topics)]
     return "\n\n".join(texts[::2]), "\n\n".join(texts[1::2])
+
+
+def texts() -> tuple[str, str]:
+    """What the demo calibrates on and what it is tested on, no passage of which is in the first."""
+    calibration, other = language_reference()
+    return calibration, apart(other, calibration)
 
 
 @writes
@@ -93,7 +103,7 @@ def run(
     model = model_file()
     with tempfile.TemporaryDirectory() as scratch:
         calibration, held_out = Path(scratch) / "calibration.txt", Path(scratch) / "held-out.txt"
-        for path, text in zip((calibration, held_out), language_reference(), strict=True):
+        for path, text in zip((calibration, held_out), texts(), strict=True):
             path.write_text(text, encoding="utf-8")
         prune(
             model,

@@ -24,11 +24,14 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         texts = [(part["text"]["name"], part.get("overlap"))] if "text" in part else []
         texts += [(row["text"], row.get("overlap")) for row in part["results"].get("others", ())]
         for name, met in texts:
-            said.update(dict.fromkeys(_flag(name, met) if met else ()))
+            said.update(dict.fromkeys(flags(name, met)))
     return list(said)
 
 
-def _flag(name: str, met: Mapping[str, Any]) -> Iterator[str]:
+def flags(name: str, met: Mapping[str, Any] | None) -> Iterator[str]:
+    """What must be said of a text by its name, by how much of it the model was calibrated on."""
+    if not met:
+        return
     if met.get("flagged"):
         yield (
             f"{name}: about {met['share']:.0%} of its 8-word passages are in the calibration text ({met['shared']} of "

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 WORDS = 8
@@ -39,9 +39,28 @@ def overlap(text: str, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"share": share, "checked": len(mine), "shared": shared, "flagged": share > FLAGGED}
 
 
+def apart(text: str, other: str) -> str:
+    """The paragraphs of a text, less those that have a part in an 8-gram that the other text holds too."""
+    known = set(_hashes(other))
+    paragraphs = text.split("\n\n")
+    while shared := _shared(paragraphs, known):
+        paragraphs = [paragraph for k, paragraph in enumerate(paragraphs) if k not in shared]
+    return "\n\n".join(paragraphs)
+
+
+def _shared(paragraphs: Sequence[str], known: Set[int]) -> set[int]:
+    """Which paragraphs have a part in a known 8-gram; it may reach over several."""
+    owners = [k for k, paragraph in enumerate(paragraphs) for _ in _words(paragraph)]
+    met = (i for i, found in enumerate(_hashes("\n\n".join(paragraphs))) if found in known)
+    return {owner for i in met for owner in owners[i : i + WORDS]}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
 def _hashes(text: str) -> Iterator[int]:
-    words = re.findall(r"\w+", text.lower())
-    for gram in _grams(words):
+    for gram in _grams(_words(text)):
         yield int.from_bytes(hashlib.blake2b(" ".join(gram).encode(), digest_size=BYTES).digest(), "big")
 
 

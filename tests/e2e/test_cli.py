@@ -18,7 +18,9 @@ from tests import forked
 from transformers import LlamaForCausalLM
 
 import prunelm
+from prunelm.commands import console
 from prunelm.commands.asked import recipe_asked
+from prunelm.commands.compare import fitting_tables
 from prunelm.errors import CheckpointError
 from prunelm.testing import outputs, tiny_inputs
 
@@ -375,6 +377,20 @@ def test_compare_as_a_table(cli: Callable[..., Any], uniform: tuple[Path, Any], 
     assert f"{read(uniform[0], 'pruning.json')['parameters']['after']:,}" in ran.out
     assert "perplexity" not in ran.out
     assert "tokens/s" in ran.out
+
+
+@pytest.mark.parametrize(("columns", "heads"), [(200, [6]), (80, [4, 3]), (20, [2] * 5)])
+def test_models_that_have_no_room_stand_in_a_second_table(
+    columns: int, heads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.out, "width", columns)
+    size = {"bytes": 538_090_408, "tokens_per_second": 800.0, "speedup": 1.25}
+    rows = [{"model": f"pruned-{k}", "parameters": 134_515_008 + k, **size} for k in range(6)]
+    tables = list(fitting_tables(rows))
+    assert [len(table.columns) - 1 for table in tables] == heads
+    models = [str(column.header) for table in tables for column in table.columns[2:]]
+    assert models == [row["model"] for row in rows[1:]]
+    assert {str(table.columns[1].header) for table in tables} == {rows[0]["model"]}
 
 
 # list and help

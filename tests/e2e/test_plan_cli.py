@@ -151,6 +151,10 @@ def test_a_plan_that_removes_nothing_or_is_not_there(
     assert "are 2 budgets" in both
     there = error_of(cli("prune", tiny_folder("llama"), out, "--plan", planned, "--ridge", "1"))
     assert "--ridge cannot be said here: edit it there" in there
+    typed = ("--for", "any", "--self-generated", "--no-bias", "--uniform")
+    there = error_of(cli("prune", tiny_folder("llama"), out, "--plan", planned, *typed))
+    assert re.search(r"so (--[\w-]+, ){3}--[\w-]+ cannot be said here", there)
+    assert all(option in there for option in typed if option.startswith("-"))
     assert "no budget is given" in error_of(cli("prune", tiny_folder("llama"), out))
     assert "exists" in error_of(cli("plan", tiny_folder("llama"), planned, "--sparsity", "0.2"))
     assert "no model is named" in error_of(cli("plan", "--sparsity", "0.2"))

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from prunelm.card import model_card
+
 SIZE = ("--length", "32", "--max-tokens", "256")
 
 
@@ -46,12 +48,20 @@ def test_parts_are_measured_and_kept(
     assert json.loads(again.out) == found
 
 
-def test_calibration_text_is_flagged(cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path]) -> None:
-    text = pruned.parent / "calibration.txt"
-    ran = cli("evaluate", pruned, "--text", text, *SIZE, "--parts", "quality")
-    assert ran.code == 0
-    assert "of its 8-word passages are in the calibration text" in ran.err
-    assert "flatter" in ran.err
+def test_calibration_text_is_flagged(
+    cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    text, page = pruned.parent / "calibration.txt", tmp_path / "page.html"
+    for words in (
+        ("evaluate", pruned, "--text", text, *SIZE, "--parts", "quality"),
+        ("evaluate", pruned, "--text", text, *SIZE),
+        ("compare", tiny_folder("llama"), pruned, "--text", text, *SIZE, "--out", page),
+    ):
+        ran = cli(*words)
+        assert ran.code == 0
+        assert "of its 8-word passages are in the calibration text" in ran.err
+        assert "flatter" in ran.err
+    assert "of its 8-word passages are in the calibration text" in page.read_text()
     named = json.loads(cli("list", "parts", "--json").out)
     assert [row["name"] for row in named][:2] == ["quality", "positions"]
 
@@ -83,6 +93,9 @@ def test_the_model_card_carries_what_was_measured(
     assert f"| perplexity | {found['dense']['value']:.4g} ±" in text
     assert "## Load it" in text
     assert "No quality has been measured" not in text
+    facts = {**json.loads((pruned / "pruning.json").read_text()), "base_model": 'ours: "tiny" #1'}
+    (head,) = re.findall(r"^---\n(.*?)^---$", model_card(facts), re.M | re.S)
+    assert yaml.safe_load(head)["base_model"] == 'ours: "tiny" #1'
     # More parts renew the card; a card that somebody edited stays as it is.
     assert cli(*command, "--parts", "generation", "--out", pruned / "evaluation.json").code == 0
     assert "| same continuation |" in card.read_text()

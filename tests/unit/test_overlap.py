@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from conftest import pseudo_english
-from prunelm.overlap import BYTES, MOST, overlap, sketch
+from prunelm.overlap import BYTES, MOST, apart, overlap, sketch
 
 SEEN, OTHER = pseudo_english(60_000, seed=1), pseudo_english(60_000, seed=2)
 
@@ -44,3 +44,15 @@ def test_short_texts() -> None:
     known = sketch(["too short"])
     assert known["hashes"] == ""
     assert overlap("also too short", known) == {"share": 0.0, "checked": 0, "shared": 0, "flagged": False}
+
+
+def test_paragraphs_that_repeat_are_left_out() -> None:
+    mine = [OTHER[k : k + 400] for k in range(0, 4_000, 400)]
+    inside = f"{OTHER[5_000:5_300]} {SEEN[100:300]} {OTHER[5_300:5_400]}"
+    words = SEEN.split()
+    halves = (" ".join(words[100:104]), " ".join(words[104:108]))  # a passage that goes on in the next paragraph
+    text = "\n\n".join([*mine[:4], inside, *mine[4:], *halves])
+    found = apart(text, SEEN)
+    assert found == "\n\n".join(mine)
+    assert overlap(found, sketch([SEEN]))["shared"] == 0
+    assert apart(SEEN, SEEN) == ""

@@ -10,6 +10,9 @@ from ..workflow import default_recipe
 from .console import err, out, progress_bars, quiet
 from .written import show_reports
 
+_OPTIONS = {"targets": "for", "calibration": "self-generated"}
+"""Options whose names are not those of the fields that they set."""
+
 
 def words(text: str | None) -> list[str]:
     """The words of a comma-separated list."""
@@ -60,15 +63,22 @@ def recipe_asked(
     from ..recipe import Recipe
 
     overrides |= {name: words(overrides[name]) or None for name in ("targets", "sites")}
-    replaced = [option for option, value in {"recipe": name, **overrides}.items() if value is not None]
+    said = {"recipe": name, **overrides, "uniform": uniform or None}
+    replaced = [_option(field, value) for field, value in said.items() if value is not None]
     if plan_file is not None and replaced:
-        named = ", ".join(f"--{option.replace('_', '-')}" for option in replaced)
+        named = ", ".join(replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None:
         searches = looks and overrides.get("allocator") is None
         name = default_recipe(looks=searches, per_block=bool(overrides.get("per_block")))
     chosen = Recipe.load(name, **overrides)
     return chosen.evened() if uniform else chosen
+
+
+def _option(field: str, value: Any) -> str:
+    """The option that gives a field of a recipe this value, as it is typed."""
+    words = _OPTIONS.get(field, field.replace("_", "-"))
+    return f"--no-{words}" if value is False else f"--{words}"
 
 
 def resumed(folder: Path, command: str, model: str | None, as_json: bool = False) -> None:

@@ -1,6 +1,6 @@
 """`prunelm compare`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 
 from .asked import words
-from .console import err, out, print_json, progress_bars, quiet
+from .console import err, fits, out, print_json, progress_bars, quiet, tell
 from .options import Access, AsJson, Device, Length, MaxTokens, Text
-from .tables import comparison_table
+from .tables import comparison_table, overlaps
 
 
 def compare(
@@ -50,6 +50,7 @@ def compare(
             device=device,
             **vars(access),
         )
+    tell(overlaps(rows))
     if out_file is not None:
         from ..report.comparing import write_comparison
 
@@ -59,9 +60,21 @@ def compare(
     if as_json:
         print_json(rows)
         return
-    out.print(comparison_table(rows), soft_wrap=False)
+    for table in fitting_tables(rows):
+        out.print(table, soft_wrap=False)
     if quantized is not None:
         out.print(quantized_table(rows), soft_wrap=False)
+
+
+def fitting_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
+    """All models in one table, or, where the terminal has no room for that, a few in each, the dense one first."""
+    done = 1
+    while done < len(rows):
+        left = len(rows) - done
+        tables = (comparison_table([rows[0], *rows[done : done + count]]) for count in range(left, 0, -1))
+        table = next((table for table in tables if fits(table)), None)
+        yield table or comparison_table([rows[0], rows[done]])
+        done += len(table.columns) - 2 if table else 1
 
 
 def quantized_table(rows: Sequence[dict[str, Any]]) -> Table:

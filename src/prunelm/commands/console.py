@@ -8,9 +8,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+_ENDLESS = 10_000
+"""Characters in the line of a terminal in which everything has room."""
+
+
+def fits(table: Table) -> bool:
+    """Whether all that stands in a table has room in a line of the terminal."""
+    return out.measure(table, options=out.options.update(max_width=_ENDLESS)).maximum <= out.width
 
 
 def print_json(data: Any) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ..workflow import QUICK_RECIPE
-from .console import out, progress_bars, quiet
+from .console import out, progress_bars, quiet, tell
 from .options import Folder, Force, RecipeName, Sparsity
-from .tables import comparison_table
+from .tables import comparison_table, overlaps
 from .written import how_to_load
 
 
@@ -20,6 +20,7 @@ def demo(
 
     with quiet(), progress_bars() as progress:
         result = run(out_folder, sparsity=sparsity, recipe=recipe, force=force, progress=progress)
+    tell(overlaps(result.rows))
     out.print(comparison_table(result.rows), soft_wrap=False)
     out.print(f"\nPrompt: {result.prompt!r}")
     for name, continuation in result.continuations.items():

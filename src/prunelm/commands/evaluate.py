@@ -63,6 +63,7 @@ def evaluate(
     access: Access,
 ) -> None:
     """Measure perplexity and agreement with the dense model; with --parts, much more."""
+    from ..doubts import flags
     from ..workflow.evaluating import evaluate as run
 
     sizes: dict[str, Any] = {**vars(windows), "seed": seed}
@@ -72,6 +73,7 @@ def evaluate(
         return
     with quiet(), progress_bars() as progress:
         found = run(model, text, progress=progress, **sizes, **options)
+    tell([*flags(text.name, found.facts.get("overlap"))])
     if as_json:
         print_json(found.to_dict())
         return

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .asked import limit_asked, recipe_asked
-from .console import out, print_json, progress_bars, quiet, tell
+from .console import fits, out, print_json, progress_bars, quiet, tell
 from .options import (
     Access,
     Allocator,
@@ -34,8 +34,6 @@ from .options import (
 )
 
 _KL = "predicted KL"
-ENDLESS = 10_000
-"""Characters in the line of a terminal in which everything has room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ def _outline_table(rows: Sequence[dict[str, Any]], context: int) -> tuple[Table,
                 table.add_column(title, no_wrap=True)
             for cells in zip(*shown.values(), strict=True):
                 table.add_row(*cells)
-            if out.measure(table, options=out.options.update(max_width=ENDLESS)).maximum <= out.width or not spare:
+            if fits(table) or not spare:
                 return table, [title for title in columns if title not in shown]
         spare.pop()
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ..doubts import flags
+
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Measures down, models across, the first being the dense one."""
@@ -20,6 +22,12 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         speeds = (f"{row['tokens_per_second']:,.0f} ({row['speedup']:.2f}x)" for row in rows)
         table.add_row("prefill tokens/s", *speeds)
     return table
+
+
+def overlaps(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What must be said of a comparison whose text the models were calibrated on."""
+    found = [row["evaluation"]["facts"] for row in rows if "evaluation" in row]
+    return [note for facts in found for note in flags(facts["text"], facts.get("overlap"))]
 
 
 def quality_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

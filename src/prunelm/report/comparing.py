@@ -41,7 +41,8 @@ def _evaluation(dense: Row, row: Row, text: Path | None, windows: Mapping[str, A
     parts: dict[str, Any] = {}
     if "evaluation" in row and text is not None:
         name = {"name": text.name}
-        parts["quality"] = {"settings": dict(windows), "text": name, "results": _quality(dense, row)}
+        met = row["evaluation"]["facts"].get("overlap")
+        parts["quality"] = {"settings": dict(windows), "text": name, "overlap": met, "results": _quality(dense, row)}
     if "speedup" in row:
         ratio = dict.fromkeys(("value", "low", "high"), row["speedup"])
         speeds = {who: {"prefill": one["tokens_per_second"]} for who, one in (("dense", dense), ("model", row))}

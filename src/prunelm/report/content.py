@@ -4,17 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..suite import parts
-from ..suite.summary import summary
+from ..suite.summary import digits, summary
 from . import figures
 from .caveats import caveats
 from .command import as_toml, command
 from .gathering import TRANSFER, Gathered
 from .head_graph import head_graphs
+from .overview import overview, short_names
 
 Shown = dict[str, Any]
 _HEAD = {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}
 """Parts whose numbers stand in the first table."""
-_MEASURES = {"error": "relative error of the output"}
+_SURER = (
+    "Lines: standard errors over windows of text. All models read the same windows, so that differences between them "
+    "are surer than these lines."
+)
 _HOW_LONG = "A line a block, from the first (blue) to the last (orange); the points are the widths that were chosen."
 
 
@@ -24,10 +28,10 @@ def content(found: Sequence[Gathered]) -> Shown:
     specs: dict[str, Any] = {}
     sliders: dict[str, Any] = {}
 
-    def drawn(title: str, spec: figures.Spec, caption: str = "") -> Shown:
+    def drawn(title: str, spec: figures.Spec, caption: str = "", *, wide: bool = False) -> Shown:
         name = f"figure-{next(numbers)}"
         specs[name] = spec
-        return {"id": name, "title": title, "description": spec["description"], "caption": caption}
+        return {"id": name, "title": title, "description": spec["description"], "caption": caption, "wide": wide}
 
     sections = []
     for k, one in enumerate(found):
@@ -44,31 +48,31 @@ def content(found: Sequence[Gathered]) -> Shown:
             }
             sliders[f"slider-{k}"] = {**slider, "figure": section["slider"]["figure"]["id"]}
         sections.append(section)
-    frontiers = [drawn(title, spec) for title, spec in _frontiers(found)]
+    frontiers = [drawn(*figure) for figure in _frontiers(found)]
     return {
-        "title": f"What pruning did: {_title(found)}",
+        "title": _title(found),
+        "lead": _lead(found),
         "sections": sections,
         "frontiers": [*frontiers, *(drawn(*figure) for figure in _family(found))],
-        "overview": _overview(found) if len(found) > 1 else None,
+        "overview": overview(found) if len(found) > 1 else None,
         "data": {"figures": specs, "sliders": sliders},
     }
 
 
 def _title(found: Sequence[Gathered]) -> str:
     bases = list(dict.fromkeys(one.pruning["base_model"] for one in found))
-    if len(found) == 1:
-        return found[0].name
-    return f"{len(found)} models from {bases[0]}" if len(bases) == 1 else f"{len(found)} models"
+    return f"What pruning did to {' and '.join(bases) if len(bases) < 3 else f'{len(bases)} models'}"
 
 
-def _short_names(found: Sequence[Gathered]) -> dict[str, str]:
-    """Names without the folder that all of them share."""
-    folders = {one.name.rpartition("/")[0] for one in found}
-    return {one.name: one.name.rpartition("/")[2] if len(folders) == 1 else one.name for one in found}
+def _lead(found: Sequence[Gathered]) -> str:
+    """Which models the page shows."""
+    recipes = list(dict.fromkeys(one.pruning["recipe"]["name"] for one in found))
+    made = f"recipe{'s' if recipes[1:] else ''} {', '.join(recipes)}, without training"
+    return f"{found[0].name if len(found) == 1 else f'{len(found)} pruned models'}: {made}."
 
 
 def _section(one: Gathered, drawn: Any) -> Shown:
-    sizes = one.pruning["parameters"]
+    sizes, errors = one.pruning["parameters"], list(_errors(one))
     return {
         "name": one.name,
         "base": one.pruning["base_model"],
@@ -88,7 +92,7 @@ def _section(one: Gathered, drawn: Any) -> Shown:
         "has_dense": bool(one.evaluation and one.evaluation["against"]),
         "missing": list(_missing(one)),
         "removed": [drawn(*figure) for figure in _removed(one)],
-        "errors": [drawn(*figure) for figure in _errors(one)],
+        "errors": [drawn(*figure, wide=k == 0 or len(errors) == 2) for k, figure in enumerate(errors)],
         "quality": [drawn(*figure) for figure in _quality(one)],
         "heads": head_graphs(one.pruning, _similarity(one)),
         "samples": _samples(one),
@@ -122,11 +126,11 @@ def _headline(one: Gathered) -> Iterator[tuple[str, str, str]]:
     dense = found.get("dense")
     yield (
         found["metric"],
-        f"{found['value']:.4g}",
-        f"dense: {dense['value']:.4g}" if dense else "not compared with dense",
+        digits(found["value"], 4),
+        f"dense: {digits(dense['value'], 4)}" if dense else "not compared with dense",
     )
     if "kl" in found:
-        yield "KL to dense", f"{found['kl']['value']:.4f}", "nats per token"
+        yield "KL to dense", digits(found["kl"]["value"], 3), "nats per token"
     ratio = (one.part("speed") or {}).get("ratio", {})
     if "prefill" in ratio:
         yield "prefill speed", f"{ratio['prefill']['value']:.2f}x", "times dense, measured"
@@ -185,7 +189,7 @@ def _errors(one: Gathered) -> Iterator[tuple[str, figures.Spec, str]]:
     rows = figures.curve_rows(one.curves)
     for kind in dict.fromkeys(row["kind"] for row in rows):
         measure = next(s["measure"] for key, s in one.curves["sites"].items() if key.endswith(kind))
-        measure = _MEASURES.get(measure, measure)
+        measure = figures.MEASURES.get(measure, measure)
         label = _label(kind)
         yield f"{label}: {measure} as units go", figures.error_curves(rows, kind, measure), _HOW_LONG
 
@@ -287,10 +291,10 @@ def _at(site: Mapping[str, Any], removed: int) -> float:
     return float(site["harm"][site["removed"].index(removed)])
 
 
-def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec]]:
+def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]]:
     """Quality against size, where at least two models were measured alike."""
     rows: list[Shown] = []
-    metric, short = "", _short_names(found)
+    metric, short = "", short_names(found)
     for one in found:
         quality = one.part("quality")
         if quality is None or "value" not in quality:
@@ -305,12 +309,12 @@ def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec]]:
             row = {"model": "dense", "label": "dense", "parameters": size["before"], "value": dense["value"]}
             rows.append({**row, "low": dense["value"] - dense["error"], "high": dense["value"] + dense["error"]})
     if len({row["parameters"] for row in rows}) > 1 and len(found) > 1:
-        yield f"Quality against size: {metric}", figures.frontier(rows, metric)
+        yield f"Quality against size: {metric}", figures.frontier(rows, metric), _SURER
 
 
 def _family(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]]:
     """Which units go at which size, where several models have the same sites."""
-    short = _short_names(found)
+    short = short_names(found)
     rows = [
         {**row, "kind": figures.LABELS.get(row["kind"], row["kind"]), "model": one.name, "label": short[one.name]}
         | {"share": row["kept"] / row["units"]}
@@ -319,29 +323,6 @@ def _family(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]
     ]
     if len(found) > 1 and len({frozenset(one.pruning["sites"]) for one in found}) == 1:
         yield "What stays, block by block", figures.family(rows), "The largest model is at the top."
-
-
-def _overview(found: Sequence[Gathered]) -> list[list[str]]:
-    """One row per model, first the head of the table."""
-    rows = [
-        ["model", "recipe", "parameters", "removed of the blocks", "quality", "KL to dense", "prefill, times dense"]
-    ]
-    for one in found:
-        quality, speed = one.part("quality") or {}, one.part("speed") or {}
-        kl = quality.get("kl")
-        prefill = speed.get("ratio", {}).get("prefill")
-        rows.append(
-            [
-                one.name,
-                one.pruning["recipe"]["name"],
-                f"{one.pruning['parameters']['after']:,}",
-                f"{one.pruning['parameters']['share_of_blocks']:.1%}",
-                f"{quality['value']:.4g}" if "value" in quality else "not measured",
-                f"{kl['value']:.4f}" if kl else "not measured",
-                f"{prefill['value']:.2f}" if prefill else "not measured",
-            ]
-        )
-    return rows
 
 
 def _provenance(one: Gathered) -> list[tuple[str, str]]:
@@ -362,10 +343,6 @@ def _provenance(one: Gathered) -> list[tuple[str, str]]:
         rows.append(("evaluated on", ", ".join(texts) or "no text"))
         if "quality" in one.evaluation["parts"]:
             settings = one.evaluation["parts"]["quality"]["settings"]
-            rows.append(
-                (
-                    "windows",
-                    f"{settings['length']} tokens, at most {settings['max_tokens'] or 'all'}, {settings['dtype']}",
-                )
-            )
+            most = f"at most {settings['max_tokens']:,} in all" if settings["max_tokens"] else "all of the text"
+            rows.append(("windows", f"{settings['length']:,} tokens, {most}, {settings['dtype']}"))
     return rows

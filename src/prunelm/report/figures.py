@@ -8,6 +8,8 @@ CALM = 1.25
 """Ratios to dense below this are not drawn as extremes, however close together all of them are."""
 Rows = list[dict[str, Any]]
 INK, GRID, FIRST, SECOND, FAINT = (f"var(--{name})" for name in ("ink", "grid", "first", "second", "faint"))
+MEASURES = {"error": "relative error of the output"}
+"""What the measures of curves.json are called."""
 LABELS = {"attention": "attention", "ffn": "FFN"}
 CELL: dict[str, Any] = {"type": "rect", "stroke": GRID, "strokeWidth": 1}
 """A cell of a heat map, outlined so that the darkest color stands out from a dark page too."""
@@ -18,6 +20,11 @@ SHARES = {"format": "%", "tickCount": 5}
 TIGHT = {"paddingInner": 0.05, "paddingOuter": 0.02}
 """Between the cells of a heat map."""
 BLOCK_AXIS = {"labelOverlap": True, "labelAngle": 0, "labelSeparation": 4}
+_LABELED: list[tuple[str, Spec]] = [
+    ("!=", {"align": "left", "dx": 7, "dy": -9}),
+    ("==", {"align": "right", "dx": -7, "dy": 12}),
+]
+"""Where labels of pruned models and of the dense one stand, which is the last and has no room at its right."""
 BLOCKS = ["#2f7de1", "#c0589f", "#d98a1f"]
 """First to last block, of middle lightness, so that they stand out in both themes."""
 CONFIG: Spec = {
@@ -39,6 +46,7 @@ CONFIG: Spec = {
         "titleFontWeight": "normal",
         "orient": "bottom",
         "labelFontSize": 12,
+        "titleFontSize": 12,
     },
     "title": {"color": INK, "anchor": "start", "fontSize": 12, "fontWeight": "normal"},
     "view": {"stroke": None},
@@ -129,7 +137,7 @@ def error_curves(rows: Rows, kind: str, measure: str) -> Spec:
                 "encoding": {"x": x, "y": y, "color": color, "detail": {"field": "block"}, "tooltip": tip},
             },
             {
-                "mark": {"type": "point", "filled": True, "size": 60, "stroke": INK, "opacity": 1},
+                "mark": {"type": "point", "filled": True, "size": 45, "stroke": INK, "strokeWidth": 1, "opacity": 1},
                 "transform": [{"filter": "datum.chosen"}],
                 "encoding": {"x": x, "y": y, "color": color, "tooltip": tip},
             },
@@ -147,16 +155,18 @@ def sensitivity(curves: Mapping[str, Any], share: float = 0.25) -> Spec:
         at = min(range(len(site["removed"])), key=lambda k: abs(site["removed"][k] - share * site["units"]))
         label = LABELS.get(kind, kind)
         rows.append({"block": int(block), "kind": label, "cost": site[field][at], "removed": site["removed"][at]})
-    title = "KL, nats" if priced else " or ".join(sorted({site["measure"] for site in curves["sites"].values()}))
+    measures = sorted({MEASURES.get(site["measure"], site["measure"]) for site in curves["sites"].values()})
+    title = "KL, nats" if priced else " or ".join(measures)
     worst = max(rows, key=lambda row: row["cost"])
     return figure(
-        f"What losing {share:.0%} of a site's units costs; most in block {worst['block']}, {worst['kind']}.",
+        f"What losing {share:.0%} of a site's units costs, as near as whole units come; most in block "
+        f"{worst['block']}, {worst['kind']}.",
         rows,
         height=110,
         mark=CELL,
         encoding={
             "x": {"field": "block", "type": "ordinal", "title": "block", "axis": BLOCK_AXIS, "scale": TIGHT},
-            "y": {"field": "kind", "type": "nominal", "title": None, "scale": TIGHT},
+            "y": {"field": "kind", "type": "nominal", "title": None, "sort": None, "scale": TIGHT},
             "color": {"field": "cost", "type": "quantitative", "title": title, "scale": {"scheme": "viridis"}},
             "tooltip": [_field("block"), _field("kind"), _field("removed"), _field("cost", title, ".3g")],
         },
@@ -198,16 +208,24 @@ def frontier(rows: Rows, metric: str) -> Spec:
         "field": "parameters",
         "type": "quantitative",
         "title": "parameters",
-        "axis": {"format": "~s"},
+        "axis": {"format": "~s", "tickCount": 8},
         "scale": {"zero": False},
     }
     y = {"field": "value", "type": "quantitative", "title": metric, "scale": {"zero": False}}
     tip = [_field("model"), _field("parameters", "parameters", ","), _field("value", metric, ".4g")]
     ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    labels: list[Spec] = [
+        {
+            "transform": [{"filter": f"datum.model {is_it} 'dense'"}],
+            "mark": {"type": "text", "color": INK, "fontSize": 12, **place},
+            "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+        }
+        for is_it, place in _LABELED
+    ]
     pick, word = (max, "highest") if metric == "accuracy" else (min, "lowest")
     best = pick(rows, key=lambda row: row["value"])
     return figure(
-        f"{metric.capitalize()} against parameters of {len(rows)} models, with errors; {word}: {best['model']}.",
+        f"{metric.capitalize()} against parameters of {len(rows)} models; {word}: {best['label']}.",
         rows,
         layer=[
             {"mark": {"type": "line", "color": FAINT}, "encoding": {"x": x, "y": y}},
@@ -216,10 +234,7 @@ def frontier(rows: Rows, metric: str) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 80, "color": FIRST, "opacity": 1},
                 "encoding": {"x": x, "y": y, "tooltip": tip},
             },
-            {
-                "mark": {"type": "text", "align": "left", "dx": 7, "dy": -9, "color": INK, "fontSize": 12},
-                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-            },
+            *labels,
         ],
     )
 
@@ -389,7 +404,10 @@ def speed(rows: Rows) -> Spec:
 def _intervals(x: Spec, y: Spec, tip: list[Spec]) -> list[Spec]:
     """A point for every `value`, a line from `low` to `high`, and where a ratio is one."""
     return [
-        {"mark": {"type": "rule", "color": INK, "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 1, **x}}},
+        {
+            "mark": {"type": "rule", "color": INK, "strokeDash": [4, 4], "aria": False},
+            "encoding": {"x": {"datum": 1, **x}},
+        },
         {
             "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
             "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},

@@ -1,6 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const views = {};
+const asked = new Set();
 
 function draw(id) {
   return vegaEmbed(`#${id}`, data.figures[id], { renderer: "svg", actions: false, tooltip: { theme: "custom" } }).then(
@@ -84,7 +85,7 @@ function predict(id) {
     return { block: site.block, kind: site.kind, units: site.units, kept, share: kept / site.units };
   });
   const said = [`${(100 * share).toFixed(0)} % asked: ${Math.round(removed).toLocaleString("en")} parameters go`];
-  if (slider.scale !== null) said.push(`predicted KL ${(slider.scale * harm).toFixed(4)} nats per token`);
+  if (slider.scale !== null) said.push(`predicted KL ${(slider.scale * harm).toPrecision(3)} nats per token`);
   document.getElementById(`${id}-said`).textContent = said.join(", ");
   const view = views[slider.figure];
   if (view) view.data("rows", rows).runAsync();
@@ -94,14 +95,15 @@ function predict(id) {
 const isOpen = (id) => !document.getElementById(id).closest("details.model:not([open])");
 
 function drawOpen() {
-  const due = Object.keys(data.figures).filter((id) => !(id in views) && isOpen(id));
+  const due = Object.keys(data.figures).filter((id) => !asked.has(id) && isOpen(id));
+  due.forEach((id) => asked.add(id));
   return Promise.all(due.map(draw)).then(() => {
     Object.keys(data.sliders).filter((id) => data.sliders[id].figure in views).forEach(predict);
     document.documentElement.dataset.drawn = String(Object.keys(views).length);
   });
 }
 
-/* A link to a model opens it; so does printing, for all. */
+/* A link to a model opens it. */
 function openNamed() {
   const named = location.hash && document.getElementById(location.hash.slice(1));
   if (named instanceof HTMLDetailsElement) { named.open = true; named.scrollIntoView(); }
@@ -111,6 +113,15 @@ document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll("details.model").forEach((model) => model.addEventListener("toggle", () => model.open && drawOpen()));
 Object.keys(data.sliders).forEach((id) => document.getElementById(id).addEventListener("input", () => predict(id)));
 addEventListener("hashchange", openNamed);
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+
+/* Paper shows what is closed too, but for the recipes; figures must be asked for at once, before the page is printed. */
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open], .recipe)")];
+  opened.forEach((one) => { one.open = true; });
+  drawOpen();
+});
+addEventListener("afterprint", () => opened.forEach((one) => { one.open = false; }));
+
 openNamed();
 drawOpen();

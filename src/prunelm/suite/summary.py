@@ -42,6 +42,11 @@ _TASKS = {
 }
 
 
+def digits(value: float, count: int) -> str:
+    """A number with so many digits that count, zeros at its end among them."""
+    return f"{value:#.{count}g}".rstrip(".") if abs(value) < 10**count else f"{value:,.0f}"
+
+
 def _ratio(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
@@ -59,7 +64,7 @@ def _both(found: Mapping[str, Any], key: str, form: str) -> tuple[str, str]:
 def _with_error(found: Mapping[str, Any]) -> str:
     if found.get("value") is None:
         return ""
-    return f"{found['value']:.4g}" + (f" +- {found['error']:.2g}" if found.get("error") is not None else "")
+    return digits(found["value"], 4) + (f" +- {digits(found['error'], 2)}" if found.get("error") is not None else "")
 
 
 def _quality(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -69,18 +74,18 @@ def _quality(found: Mapping[str, Any]) -> Iterator[Row]:
     if "bits_per_byte" in found:
         yield "bits per byte", *_both(found, "bits_per_byte", "{:.4f}"), ""
     if "calibration_error" in found:
-        yield "calibration error", *_both(found, "calibration_error", "{:.4f}"), ""
+        yield "calibration error", *_both(found, "calibration_error", "{:.3f}"), ""
     if "kl" in found:
-        yield "KL to dense", "", _spanned(found["kl"]), ""
+        yield "KL to dense", "", _spanned(found["kl"], 3), ""
     if "top1" in found:
         yield "same top token", "", f"{found['top1']:.1%}", ""
     if "cosine" in found:
-        yield "cosine to dense", "", _spanned(found["cosine"]), ""
+        yield "cosine to dense", "", _spanned(found["cosine"], 4), ""
 
 
-def _spanned(found: Mapping[str, Any]) -> str:
-    span = f" ({found['low']:.4f} to {found['high']:.4f})" if found["low"] is not None else ""
-    return f"{found['value']:.4f}{span}"
+def _spanned(found: Mapping[str, Any], count: int) -> str:
+    value, low, high = ("" if found[n] is None else digits(found[n], count) for n in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if low else value
 
 
 def _difference(found: Mapping[str, Any]) -> str:
@@ -93,7 +98,7 @@ def _positions(found: Mapping[str, Any]) -> Iterator[Row]:
     for mine, theirs in zip(found["model"], dense, strict=True):
         ratio = f"{mine['perplexity'] / theirs['perplexity']:.3f}x" if theirs else ""
         label = f"perplexity of tokens {mine['from']} to {mine['until']}"
-        yield label, f"{theirs['perplexity']:.4g}" if theirs else "", f"{mine['perplexity']:.4g}", ratio
+        yield label, digits(theirs["perplexity"], 4) if theirs else "", digits(mine["perplexity"], 4), ratio
 
 
 def _pseudo(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -110,16 +115,20 @@ def _generation(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def _noise(found: Mapping[str, Any]) -> Iterator[Row]:
     for row in found["noisy"]:
-        excess = row.get("excess")
-        said = f"{_ratio(excess)} of the clean ratio" if excess else ""
-        yield f"bits per byte, {row['noise']} {row['strength']:g}", *_both(row, "bits_per_byte", "{:.4f}"), said
+        yield f"bits per byte more with {row['noise']} {row['strength']:g}", *_added(row), _ratio(row.get("excess"))
+
+
+def _added(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What a change of text adds for dense and model, with intervals."""
+    found = [row["added"].get(name) for name in ("dense", "model")]
+    dense, mine = (f"{a['value']:+.3f} ({a['low']:+.3f} to {a['high']:+.3f})" if a else "" for a in found)
+    return dense, mine
 
 
 def _shift(found: Mapping[str, Any]) -> Iterator[Row]:
     for row in found["others"]:
-        excess = row.get("excess")
-        said = f"{_ratio(excess)} of the ratio on {found['home']['text']}" if excess else ""
-        yield f"bits per byte, {row['text']}", *_both(row, "bits_per_byte", "{:.4f}"), said
+        label = f"bits per byte more on {row['text']} than on {found['home']['text']}"
+        yield label, *_added(row), _ratio(row.get("excess"))
 
 
 def _heads(found: Mapping[str, Any]) -> Iterator[Row]:

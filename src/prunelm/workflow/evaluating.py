@@ -1,18 +1,20 @@
 """The quality of a model on a text."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data import read_documents
+from ..data import JOIN, read_documents
 from ..evaluation import Evaluation, check_tokenizers
 from ..evaluation import evaluate as evaluate_model
 from ..journal import own_journal
 from ..loading import Source, find_dense, find_model, load_model, load_tokenizer
 from ..progress import Progress, silent
 from ..results import versions
+from ..suite.passages import calibration_overlap
 
 
 def evaluate(
@@ -26,8 +28,11 @@ def evaluate(
     progress: Progress = silent,
     **access: Any,
 ) -> Evaluation:
-    """The quality of a model on a text, alone or against its dense parent; see `prunelm.evaluation.evaluate`."""
-    read_documents(text)
+    """The quality of a model on a text, alone or against its dense parent; see `prunelm.evaluation.evaluate`.
+
+    `facts["overlap"]` says how much of the text the model was calibrated on, where its pruning.json knows.
+    """
+    words = JOIN.join(read_documents(text))
     source = find_model(model, **access)
     other = find_dense(against, source, **access) if against is not None else None
     tokenizer = load_tokenizer(source)
@@ -37,7 +42,8 @@ def evaluate(
     with own_journal(evaluation_facts(source, other, text, sizes)) as journal:
         loaded = load_model(source)
         dense = load_model(other) if other is not None else None
-        return evaluate_model(loaded, tokenizer, text, against=dense, journal=journal, progress=progress, **sizes)
+        found = evaluate_model(loaded, tokenizer, text, against=dense, journal=journal, progress=progress, **sizes)
+    return replace(found, facts={**found.facts, "overlap": calibration_overlap(source, words)})
 
 
 def evaluation_facts(
