@@ -134,12 +134,38 @@ def agreed_data(data: T) -> T:
     return found
 
 
-def by_one(n: int, make: Callable[[], Tensor], like: Tensor) -> Tensor:
-    """The n-th of some tensors, made by the process whose turn it is and known to all; `like` says shape and dtype."""
+def shared_rows(make: Callable[[slice], Tensor], like: Tensor, most: int | None = None) -> Tensor:
+    """A matrix of which each process makes some rows, all at the same time, before any waits for those of another.
+
+    Args:
+        make: gives some of its rows.
+        like: has its shape and dtype.
+        most: rows that are made at a time.
+    """
+    runs = _runs(len(like), most)
+    mine = {n: make(runs[n]) for n in in_turns(range(len(runs)))}
     if size() == 1:
-        return make()
-    turn = n % size()
-    return agreed(make().contiguous() if rank() == turn else torch.empty_like(like).contiguous(), turn)
+        return torch.cat(list(mine.values())) if len(mine) > 1 else mine[0]
+    whole = torch.empty_like(like, memory_format=torch.contiguous_format)
+    for n, rows in enumerate(runs):
+        if n in mine:
+            whole[rows] = mine[n]
+        agreed(whole[rows], n % size())
+    return whole
+
+
+def my_rows(count: int, most: int | None = None) -> Sequence[slice]:
+    """Those of some rows that this process sums over, at most so many at a time; the sums are added up later."""
+    return in_turns(_runs(count, most))
+
+
+def _runs(count: int, most: int | None) -> list[slice]:
+    """Some rows in runs, about as long for every process."""
+    length = max(1, most or count)
+    if size() > 1:
+        runs = -(-count // length)
+        length = -(-count // (runs + -runs % size()))
+    return [slice(start, min(start + length, count)) for start in range(0, count, length)]
 
 
 def dealt_counts(counts: Sequence[int], total: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .distributed import shared_rows
 from .placement import ROWS
 
 BLOCK = 64
@@ -33,7 +34,7 @@ def eliminate(
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
     weight = weight.to(inverse)
-    cross = weight.T @ weight
+    cross = shared_rows(lambda rows: weight.T[rows] @ weight, inverse)
     if units.shape[1] == 1 and strata == 1:
         order = units[:, 0]
         in_place = len(order) == len(cross) and bool((order.diff() == 1).all())

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .distributed import summed, summed_number
+from .distributed import my_rows, shared_rows, summed, summed_number
 from .errors import CalibrationError
 from .placement import ROWS, exact
 
@@ -138,7 +138,7 @@ class CrossMoments:
         w = exact(weight)
         twin = object.__new__(cls)
         twin.x = x
-        twin.cross = w @ x.gram
+        twin.cross = shared_rows(lambda rows: w[rows] @ x.gram, w)
         twin.y_total = w @ x.total
         twin.y_square = (twin.cross * w).sum(1)
         if bias is not None:
@@ -187,9 +187,9 @@ class CrossMoments:
         columns = torch.arange(len(gram)) if kept is None else kept
         if kept is not None:
             gram, total = gram[kept[:, None], kept], total[kept]
-        fit, both = torch.zeros_like(self.y_square[0]), torch.zeros_like(self.y_square[0])
-        for start in range(0, len(weight), ROWS):
-            rows = slice(start, start + ROWS)
+        sums = torch.zeros_like(self.y_square[:1]).expand(2).clone()
+        fit, both = sums.unbind()
+        for rows in my_rows(len(weight), ROWS):
             w = exact(weight[rows])
             fit += ((w @ gram) * w).sum()
             both += (w * self.cross[rows][:, columns]).sum()
@@ -197,7 +197,16 @@ class CrossMoments:
                 b = exact(bias[rows])
                 fit += 2 * (b * (w @ total)).sum() + n * b.square().sum()
                 both += (b * self.y_total[rows]).sum()
+        summed(sums)
         return float((self.y_square.sum() - 2 * both + fit) / self.y_square.sum().clamp_min(1e-300))
+
+
+def output_energy(weight: Float[Tensor, "out channel"], second: Float[Tensor, "channel channel"]) -> Float[Tensor, ""]:
+    """E||W x||^2 = sum over the rows w of W of w S w^T, with S = E[x x^T]; each process sums over some rows."""
+    found = second.new_zeros(1)
+    for rows in my_rows(len(weight)):
+        found += ((weight[rows] @ second) * weight[rows]).sum()
+    return summed(found)[0]
 
 
 def products(y: Float[Tensor, "token out"], x: Float[Tensor, "token channel"]) -> Float[Tensor, "out channel"]:

@@ -23,7 +23,7 @@ from .hidden import shapes_of
 from .hidden_pruning import remove_hidden_
 from .job import Job, first_channels_, prepare_
 from .journal import Journal
-from .moments import Moments
+from .moments import Moments, output_energy
 from .observation import Observed, first_producer, observe, observe_pair
 from .placement import devices_of, exact
 from .plan import Budget, Decided, Plan, prunable, top_units
@@ -554,8 +554,8 @@ def removed_energy(site: Site, moments: Moments, kept: Tensor) -> float:
     gone = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     gone[site.consumer.keep(kept)] = False
     if moments.full:
-        energy = ((weight[:, gone] @ moments.gram[gone][:, gone]) * weight[:, gone]).sum()
-        whole = ((weight @ moments.gram) * weight).sum()
+        energy = output_energy(weight[:, gone], moments.gram[gone][:, gone])
+        whole = output_energy(weight, moments.gram)
     else:
         per_channel = weight.square().sum(0) * moments.gram
         energy, whole = per_channel[gone].sum(), per_channel.sum()

@@ -1,5 +1,6 @@
 """What is read for what: which batches to fit, to hold out and to refit on, and which statistics of each site."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 
 from .criteria import CRITERIA
 from .data import Batches
-from .distributed import in_turns
+from .distributed import in_turns, rank, size
 from .errors import DataError, RecipeError
 from .losses import without_labels
 from .recipe import Recipe
@@ -130,7 +131,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     last = range(len(batches) - len(repeating), len(batches))
     fresh = recipe.price_tokens * (1 - recipe.repeated) if repeating else recipe.price_tokens
     judged = [*(_up_to(batches, second, round(fresh)) if fresh else []), *last]
-    dealt = [b for kind in (first, second, *([third] if refit is not None else []), last) for b in in_turns(kind)]
+    dealt = _dealt(batches, [first, second, *([third] if refit is not None else []), last])
     here = {b: n for n, b in enumerate(dealt)}
     fit_here = _span(first, here)
     whole = batches if any(needs.values()) or stage == "refit" else []
@@ -148,6 +149,17 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         fitted=fit,
         judging=held,
     )
+
+
+def _dealt(batches: Sequence[Batch], kinds: Sequence[range]) -> list[int]:
+    """The places of this process's batches: the first kind in turns, the others to whoever has the fewest tokens."""
+    tokens = [sum(batches[b]["input_ids"].numel() for b in kinds[0][r :: size()]) for r in range(size())]
+    mine = list(in_turns(kinds[0]))
+    for b in itertools.chain(*kinds[1:]):
+        least = tokens.index(min(tokens))
+        tokens[least] += batches[b]["input_ids"].numel()
+        mine += [b] * (least == rank())
+    return mine
 
 
 def _span(kind: range, here: Mapping[int, int]) -> range:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .distributed import by_one
+from .distributed import shared_rows
 from .errors import CalibrationError
 from .placement import ROWS
 
@@ -31,8 +31,7 @@ def damped_fit(
         CalibrationError: the moments cannot be factored even so; says how many tokens would do.
     """
     root, now = _factored(second, damping, tokens)
-    rows = zip(torch.split(cross, ROWS), torch.split(prior, ROWS), strict=True)
-    return torch.cat([by_one(n, partial(_solved, root, c, p, now), p) for n, (c, p) in enumerate(rows)])
+    return shared_rows(partial(_solved, root, cross, prior, now), prior, ROWS)
 
 
 class NestedFits:
@@ -62,8 +61,9 @@ class NestedFits:
     def first(self, count: int) -> Float[Tensor, "out count"]:
         """The fit over the first channels alone, in the dtype of the prior."""
         root = self._root[:count, :count]
-        rows = enumerate(torch.split(self._half[:, :count], ROWS))
-        return torch.cat([by_one(n, partial(_backward, root, h, self._dtype), h.to(self._dtype)) for n, h in rows])
+        half = self._half[:, :count]
+        like = half.new_empty(half.shape, dtype=self._dtype)
+        return shared_rows(lambda rows: _backward(root, half[rows], self._dtype), like, ROWS)
 
 
 def _backward(
@@ -99,9 +99,10 @@ def _solved(
     cross: Float[Tensor, "out channel"],
     prior: Float[Tensor, "out channel"],
     damping: Float[Tensor, " channel"],
-) -> Float[Tensor, "out channel"]:
+    rows: slice,
+) -> Float[Tensor, "_ channel"]:
     """Some rows of the solution, in the dtype of `prior`."""
-    return torch.cholesky_solve((cross + prior.to(damping) * damping).T, root).T.to(prior)
+    return torch.cholesky_solve((cross[rows] + prior[rows].to(damping) * damping).T, root).T.to(prior)
 
 
 def energy_damping(second: Float[Tensor, "channel channel"], ridge: float) -> Float[Tensor, " channel"]:

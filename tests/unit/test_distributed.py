@@ -19,11 +19,13 @@ from prunelm.data import Batches
 from prunelm.distributed import (
     agreed_bytes,
     agreed_data,
-    by_one,
     dealt_counts,
     gathered,
     in_turns,
+    my_rows,
     rank,
+    shared_rows,
+    summed,
     summed_number,
     together,
 )
@@ -222,7 +224,8 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
             "sum": summed_number(rank() + 0.5),
             "bytes": [agreed_bytes(raw) == raw for raw in (None, b"", b"abc")],
             "data": agreed_data({"rank": rank(), "text": "é"}),
-            "by one": [float(by_one(n, lambda: torch.tensor(float(rank())), torch.zeros(()))) for n in range(4)],
+            "rows": shared_rows(lambda rows: torch.arange(7.0)[rows, None] + rank() / 2, torch.zeros(7, 1), 3).tolist(),
+            "summed rows": summed(torch.tensor(sum(sum(range(7)[rows]) for rows in my_rows(7)))).tolist(),
             "gathered": gathered(rank() * 10),
             "dealt": dealt_counts([3, 3, 1 - rank()], 10),
         }
@@ -239,7 +242,8 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
         assert first["sum"] == 2.0
         assert first["bytes"] == [True] * 3
         assert first["data"] == {"rank": 0, "text": "é"}
-        assert first["by one"] == [0.0, 1.0, 0.0, 1.0]
+        assert first["rows"] == [[0.0], [1.0], [2.5], [3.5], [4.0], [5.0], [6.5]]
+        assert first["summed rows"] == 21
         assert first["gathered"] == [0, 10]
         assert first["journal"] == [{"n": n, "rank": 0} for n in range(3)]
 

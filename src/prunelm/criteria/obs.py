@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..elimination import eliminate
 from ..errors import RecipeError
+from ..moments import output_energy
 from ..placement import exact
 from ..sites import Site, bias_of, weight_of
 from ..solver import energy_damping
@@ -47,7 +48,7 @@ def obs(
         assert statistics.fisher is not None
         weight = _root(statistics.fisher, shrink).T @ weight
     second = moments.fitted(bias_of(site.consumer.layer))
-    whole = ((weight @ second) * weight).sum().clamp_min(1e-300)
+    whole = output_energy(weight, second).clamp_min(1e-300)
     second.diagonal().add_(energy_damping(second, ridge))
     order, costs = eliminate(weight, second, site.consumer.index, strata=site.strata)
     scores = torch.empty_like(costs)
