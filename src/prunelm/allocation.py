@@ -225,11 +225,19 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
         counts, step = most_probable(job.sites, job.budget, outlook.survey.scores, recipe.policy)
         return replace(job, counts=counts, step=step, notes=notes)
     chosen = outlook.chosen
-    if chosen is not None and chosen.target == job.budget.target and not job.budget.floor:
+    if chosen is not None and not job.budget.floor and _serves(chosen, job):
         return replace(job, counts=chosen.counts, step=chosen.step, notes=notes)
+    if chosen is not None:
+        notes.append("that search was for another size: widths here are by the prices it found")
     wanted = ALLOCATORS[recipe.allocator].needs
     assert wanted is not None
     return decide(replace(job, notes=notes), recipe, outlook.measured(wanted, job))
+
+
+def _serves(found: Found, job: Job) -> bool:
+    """Whether a plan was made for this very budget, and keeps what the job's sites may keep."""
+    same = found.target == job.budget.target and set(found.counts) == {site.key for site in job.sites}
+    return same and all(site.n_units - found.counts[site.key] in job.budget.options(site) for site in job.sites)
 
 
 def look_at(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,21 @@ from .errors import CalibrationError
 from .forms import check_form, damage_answered
 from .loading import Source, read_json
 from .recipe import Recipe
+from .search import Found
 from .survey import Survey
 from .writing import new_folder
 
 FORMAT = 3
 FACTS, NUMBERS = "calibration.json", "calibration.safetensors"
+_FOUND = {
+    "counts": {str: int},
+    "step": int,
+    "target": int,
+    "divergence": float,
+    "start": float,
+    "tried": int,
+    "prices": {str: float},
+}
 _FORM = {
     "model": {"family": str, "weights": {str: str}},
     "recipe": dict,
@@ -28,6 +39,7 @@ _FORM = {
     "prices": {str: [[float]]},
     "curvatures": {str: float},
     "search_prices": {str: float},
+    "found?": (_FOUND, None),
     "notes": [str],
 }
 DECIDES = (
@@ -98,6 +110,7 @@ def save_calibration(
         "prices": seen.prices,
         "curvatures": seen.curvatures,
         "search_prices": outlook.prices,
+        "found": None if outlook.chosen is None else asdict(outlook.chosen),
         "notes": outlook.notes,
     }
     with new_folder(out, force=force) as folder:
@@ -141,6 +154,7 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
         raise CalibrationError(f"{folder / NUMBERS}: damaged or cut short ({error}). Calibrate again.") from error
     if not all(bool(torch.isfinite(value).all()) for value in (*scores.values(), *curves.values())):
         raise CalibrationError(f"{folder / NUMBERS}: holds numbers that are not finite. Calibrate again.")
+    found = {name: value for name, value in (facts.get("found") or {}).items() if name in _FOUND}
     with damage_answered(folder / FACTS):
         prices = {key: [(int(o), float(kl)) for o, kl in points] for key, points in facts["prices"].items()}
     text = facts["calibration"]
@@ -148,6 +162,7 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
     return Outlook(
         survey=Survey(scores=scores, curves=curves, prices=prices, curvatures=facts["curvatures"]),
         prices=facts["search_prices"],
+        chosen=Found(**found) if found else None,
         notes=[note, *facts["notes"]],
     )
 

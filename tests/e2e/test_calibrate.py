@@ -127,3 +127,15 @@ def test_a_calibration_of_more_sites_than_a_target_lets_shrink(cli, tiny_folder,
     prunelm.calibrate(dense, tmp_path / "less", **vllm)
     with pytest.raises(CalibrationError, match=r"has not seen 0\.attention, 1\.attention, which may lose units here"):
         prunelm.prune(dense, tmp_path / "more", calibrated=tmp_path / "less", text=text_file, **options)
+
+
+def test_the_plan_that_a_search_found_is_kept(tiny_folder, text_file, tmp_path):
+    options = {"recipe": "best", "samples": 16, "length": 32, "multiple_of": 1, "rounds": 3, "text": text_file}
+    prunelm.calibrate(tiny_folder("llama"), tmp_path / "seen", sparsity=0.3, **options)
+    found = json.loads((tmp_path / "seen" / "calibration.json").read_text())["found"]
+    seen = {"calibrated": tmp_path / "seen", **options}
+    for sparsity, same in ((0.3, True), (0.2, False)):
+        report = prunelm.prune(tiny_folder("llama"), tmp_path / f"{sparsity}", sparsity=sparsity, **seen)
+        kept = {key: site["kept"] for key, site in report.sites.items()}
+        assert ({key: kept[key] for key in found["counts"]} == found["counts"]) is same
+        assert any("widths here are by the prices" in note for note in report.notes) is not same
