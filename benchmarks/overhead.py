@@ -25,6 +25,7 @@ from prunelm.speed import prefill_speed
 from prunelm.stream import attention_implementation
 
 from .record import machine, measure
+from .stages import plain_pass
 
 LENGTH, SAMPLES, SPARSITY = 512, 32, 0.3
 
@@ -48,28 +49,20 @@ def _calibration(model: PreTrainedModel) -> Batches:
     return sample_batches(text, tokenizer, model.config, samples=SAMPLES, length=LENGTH, seed=0, causal=True)
 
 
-@torch.no_grad()
-def _forward(model: PreTrainedModel, calibration: Batches) -> float:
-    start = time.perf_counter()
-    for batch in calibration.batches:
-        model(**batch)
-    return time.perf_counter() - start
-
-
 def wall_time() -> dict[str, Any]:
     """Whole prunes against plain forward passes over the same tokens, in turns; loading and saving apart."""
     source = find_model(model_file(), device="cpu")
     dense = load_model(source)
     calibration = _calibration(dense)
     dense(**calibration.batches[0])
-    forwards = [_forward(dense, calibration)]
+    forwards = [plain_pass(dense, calibration, time.perf_counter)]
     found: dict[str, Any] = {"tokens": calibration.tokens}
     for label, changes in (("without refit", {"reconstruction": "none"}), ("with two-step refit", {})):
         model = load_model(source)
         start = time.perf_counter()
         prune_(model, calibration, Recipe.load("goa-budget", sparsity=SPARSITY, **changes))
         seconds = time.perf_counter() - start
-        forwards.append(_forward(dense, calibration))
+        forwards.append(plain_pass(dense, calibration, time.perf_counter))
         found[label] = {"seconds": seconds, "forward passes": seconds / (sum(forwards[-2:]) / 2)}
     return {**found, "forward seconds": forwards}
 

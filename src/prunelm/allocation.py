@@ -97,11 +97,9 @@ def look(
     searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
         stream,
-        read.fit,
-        read.refit,
+        read,
         recipe,
         job,
-        read.needs,
         divergence=divergence if needs == "damage" else None,
         keep=searches,
         derivatives=derivatives,
@@ -147,11 +145,9 @@ def _by_policy(
     else:
         metric = survey(
             stream,
-            read.fit,
-            read.refit,
+            read,
             recipe,
             job,
-            read.needs,
             divergence=None,
             keep=False,
             derivatives=derivatives,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .allocation import Outlook
 from .errors import CalibrationError
 from .forms import check_form, damage_answered
-from .loading import Source, read_json
+from .loading import Source, read_json, sha256_of
 from .recipe import Recipe
 from .search import Found
 from .survey import Survey
@@ -77,18 +77,12 @@ DECIDES = (
 
 def fingerprint(source: Source) -> dict[str, Any]:
     """What tells one dense model from another: its family, and the sha256 of every weight file and of its config."""
-    files = [source.folder / source.gguf] if source.gguf is not None else sorted(source.folder.glob("*.safetensors"))
-    files += [source.folder / "config.json"] if source.gguf is None else []
-    digests = {}
-    for file in files:
-        digests[file.name] = _digest(file)
-    family = "gguf" if source.gguf is not None else str(source.config()["model_type"])
-    return {"family": family, "weights": digests}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    if source.gguf is not None:
+        family, files = "gguf", [source.folder / source.gguf]
+    else:
+        family = str(source.config()["model_type"])
+        files = [*sorted(source.folder.glob("*.safetensors")), source.folder / "config.json"]
+    return {"family": family, "weights": {file.name: sha256_of(file) for file in files}}
 
 
 def save_calibration(
@@ -115,7 +109,7 @@ def save_calibration(
     }
     with new_folder(out, force=force) as folder:
         save_file({name: value.contiguous() for name, value in numbers.items()}, folder / NUMBERS)
-        facts["numbers"] = _digest(folder / NUMBERS)
+        facts["numbers"] = sha256_of(folder / NUMBERS)
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -141,7 +135,7 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
                 f"{folder}: made with {name} = {facts['recipe'].get(name)!r}, but the recipe says {mine[name]!r}. "
                 "Calibrate again, or use the same recipe."
             )
-    if _digest(folder / NUMBERS) != facts["numbers"]:
+    if sha256_of(folder / NUMBERS) != facts["numbers"]:
         raise CalibrationError(f"{folder / NUMBERS}: damaged or cut short (another sha256). Calibrate again.")
     scores: dict[str, torch.Tensor] = {}
     curves: dict[str, torch.Tensor] = {}

@@ -167,10 +167,12 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 def _field(row: dict[str, Any], path: Path, number: int) -> str:
     for name in TEXT_FIELDS:
         if isinstance(row.get(name), str):
-            text = str(row[name])
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise DataError(f"{path}, line {number}: half of a surrogate pair is no text. Write that line again.")
-            return text
+            try:
+                row[name].encode()
+            except UnicodeEncodeError as error:
+                said = "half of a surrogate pair is no text. Write that line again."
+                raise DataError(f"{path}, line {number}: {said}") from error
+            return str(row[name])
     raise DataError(f"{path}, line {number}: no text field; one of {', '.join(TEXT_FIELDS)} is expected")
 
 

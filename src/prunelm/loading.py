@@ -1,6 +1,7 @@
 """Open a model from wherever it is: a folder, a hub name, a GGUF file, or a checkpoint that PruneLM wrote."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ class Source:
         if any(n < 0 for sizes in plan["widths"].values() for n in sizes.values()):
             raise CheckpointError(f"{path}: widths must hold whole numbers from 0 up per site; the file is damaged")
         return plan
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

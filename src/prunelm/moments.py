@@ -224,9 +224,9 @@ def squares(a: Float[Tensor, "token channel"]) -> Float[Tensor, "channel channel
     if a.device.type != "cpu":
         return products(a, a)
     a, n = a.float(), a.shape[1]
-    found = a.new_empty(n, n)
-    for start in range(0, n, -(-n // PARTS)):
-        stop = min(start - (-n // PARTS), n)
+    found, step = a.new_empty(n, n), -(-n // PARTS)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
         torch.mm(a[:, start:stop].T, a[:, :stop], out=found[start:stop, :stop])
         found[:start, start:stop] = found[start:stop, :start].T
     return found

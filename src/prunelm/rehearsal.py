@@ -34,7 +34,7 @@ class Rehearsal:
         self.scores, self.moments, self.repair, self.ridge = scores, moments, repair, ridge
         self.now = dict.fromkeys(self.sites, 0)
         self._solved: dict[tuple[str, int], Layer] = {}
-        self._nested: dict[str, Callable[[int], Layer]] = {}
+        self._nested: dict[str, tuple[Int[Tensor, " channel"], Callable[[int], Layer]]] = {}
 
     @torch.no_grad()
     def __enter__(self) -> "Rehearsal":
@@ -63,12 +63,13 @@ class Rehearsal:
 
     def _leading(self, site: Site, kept: int) -> tuple[*Layer, Int[Tensor, " kept"]]:
         """The same, from a factorization that serves every number of kept units."""
-        order = site.consumer.order(order_of(self.scores[site.key], site.strata))
         if site.key not in self._nested:
             assert self.repair.nested is not None
-            self._nested[site.key] = self.repair.nested(*self._own(site), order, ridge=self.ridge)
+            order = site.consumer.order(order_of(self.scores[site.key], site.strata))
+            self._nested[site.key] = order, self.repair.nested(*self._own(site), order, ridge=self.ridge)
+        order, first = self._nested[site.key]
         columns = len(site.consumer.fixed) + kept * site.consumer.index.shape[1]
-        return *self._nested[site.key](columns), order[:columns]
+        return *first(columns), order[:columns]
 
     def _own(self, site: Site) -> tuple[*Layer, CrossMoments]:
         """A consumer's own weight and bias, and the moments of its input with its own output."""

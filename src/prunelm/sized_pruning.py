@@ -93,10 +93,15 @@ class Run:
         return dense, replace(report, asked=size.asked, notes=[*size.notes, *report.notes])
 
 
+def found_by_looking(size: Sized, limit: Limit | None) -> bool:
+    """Whether the size for a limit is known only after a look at the dense model."""
+    return limit is not None and size.decided is None and size.recipe.decides_by_looking
+
+
 def prune_sized(run: Run, dense: PreTrainedModel, size: Sized, limit: Limit | None) -> Pruned:
     """Prune to the size that was found already, or to one that is found by a look at the dense model."""
     outlook = run.outlook
-    looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
+    looks = found_by_looking(size, limit)
     if looks:
         outlook = run.look(dense, size.recipe)
         dense = run.load() if size.recipe.bias else dense

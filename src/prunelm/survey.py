@@ -1,6 +1,6 @@
 """One pass over the dense model for allocators that look at it: scores, error curves, prices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from .observation import Observed, observe
 from .placement import exact
 from .plan import Budget
 from .progress import Progress
+from .reading import Reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS, Reconstruction
 from .rehearsal import Rehearsal
@@ -85,11 +86,9 @@ class Survey:
 @torch.no_grad()
 def survey(
     stream: BlockStream,
-    fit: Sequence[int],
-    refit: Sequence[int],
+    read: Reading,
     recipe: Recipe,
     job: Job,
-    needs: Mapping[str, frozenset[str]],
     *,
     divergence: Divergence | None,
     keep: bool,
@@ -101,11 +100,9 @@ def survey(
 
     Args:
         stream: at the first block of the dense model.
-        fit: batches that statistics are taken from.
-        refit: batches that covariances of the producers' input are taken from.
+        read: which batches statistics are taken from, and which are needed; those of held-out batches are not.
         recipe: criteria and their options, repair and ridge.
         job: the sites and the budget whose options are priced.
-        needs: statistics per site name.
         divergence: measures prices, where the allocator reads them.
         keep: keep the moments, for a search.
         derivatives: of the dense model.
@@ -118,8 +115,7 @@ def survey(
     found = Survey()
     groups = by_block(job.sites)
     last = max(groups)
-    measured = {"consumer": fit, "held": (), "producer": refit}
-    wanted = {name: needs_ - {"held"} for name, needs_ in needs.items()}
+    wanted = {name: needs - {"held"} for name, needs in read.needs.items()}
     for i in range(last + 1):
         progress("surveying", i, last + 1)
         sites, step = groups.get(i, []), bench.get(f"survey-{i}")
@@ -129,8 +125,9 @@ def survey(
                 if i < last:
                     stream.advance(i)
             else:
-                similar = {s.key: similarity_of(stream, fit, s, recipe, needs[s.name]) for s in sites if step is None}
-                seen = observe(stream, i, sites, wanted, measured, advance=i < last)
+                unknown = sites if step is None else []
+                similar = {s.key: similarity_of(stream, read.fit, s, recipe, wanted[s.name]) for s in unknown}
+                seen = observe(stream, i, sites, wanted, read.places, advance=i < last)
                 if keep:
                     found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
             if step is not None:

@@ -70,11 +70,12 @@ def fitting_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
     """All models in one table, or, where the terminal has no room for that, a few in each, the dense one first."""
     done = 1
     while done < len(rows):
-        left = len(rows) - done
-        tables = (comparison_table([rows[0], *rows[done : done + count]]) for count in range(left, 0, -1))
-        table = next((table for table in tables if fits(table)), None)
-        yield table or comparison_table([rows[0], rows[done]])
-        done += len(table.columns) - 2 if table else 1
+        for count in range(len(rows) - done, 0, -1):
+            table = comparison_table([rows[0], *rows[done : done + count]])
+            if count == 1 or fits(table):
+                yield table
+                done += count
+                break
 
 
 def quantized_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -1,6 +1,5 @@
 """The files of a run: where the model comes from, what it is calibrated on, how it is written."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ..data import Batches
 from ..errors import DataError, RecipeError
 from ..job import first_channels_, prepare_
 from ..journal import Journal
-from ..loading import Source, find_model, load_model, load_tokenizer, skeleton, stored_dtype
+from ..loading import Source, find_model, load_model, load_tokenizer, sha256_of, skeleton, stored_dtype
 from ..pressing import Pressing
 from ..pruning import Report
 from ..recipe import Recipe
@@ -107,7 +106,7 @@ class Files:
         texts = {"calibration": calibration, "refit": refit}
         facts = {name: plain(read.facts) for name, read in texts.items() if read is not None}
         seen = calibration_digest(calibrated) if calibrated is not None else None
-        decided = hashlib.sha256(Path(plan).read_bytes()).hexdigest() if plan is not None else None
+        decided = sha256_of(Path(plan)) if plan is not None else None
         return {"model": fingerprint(self.source), **facts, "calibrated": seen, "plan": decided}
 
     def read(

@@ -18,7 +18,7 @@ from ..pressing import Pressing
 from ..progress import Progress, silent
 from ..pruning import Report
 from ..recipe import Recipe
-from ..sized_pruning import Run, prune_sized, prune_within, sized_by
+from ..sized_pruning import Run, found_by_looking, prune_sized, prune_within, sized_by
 from ..sizing import Sized
 from ..streaming import Streaming, Tell, streaming, tell_nobody
 from ..workbench import Workbench, workbench
@@ -205,8 +205,7 @@ def _streaming(
             "--stream holds one block on one device, and --device auto means several GPUs: name one of them, or let "
             "torchrun start a process for each"
         )
-    looks = limit is not None and size.decided is None and size.recipe.decides_by_looking
-    if looks or isinstance(limit, MaxPerplexity):
+    if found_by_looking(size, limit) or isinstance(limit, MaxPerplexity):
         raise RecipeError(
             "--stream holds one block at a time, and finding the sparsity for this size needs the whole model: say "
             "--sparsity, or a number of parameters with --allocator uniform"
