@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .allocation import Outlook
-from .errors import CalibrationError
+from .errors import CalibrationError, CheckpointError
 from .forms import check_form, damage_answered
-from .loading import Source, read_json, sha256_of
+from .loading import Source, read_json, sha256_of, weight_files
 from .recipe import Recipe
 from .search import Found
 from .survey import Survey
@@ -76,12 +76,16 @@ DECIDES = (
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """What tells one dense model from another: its family, and the sha256 of every weight file and of its config."""
-    if source.gguf is not None:
-        family, files = "gguf", [source.folder / source.gguf]
-    else:
-        family = str(source.config()["model_type"])
-        files = [*sorted(source.folder.glob("*.safetensors")), source.folder / "config.json"]
+    """What tells one dense model from another: its family, and the sha256 of every weight file and of its config.
+
+    Raises:
+        CheckpointError: there is no weight file.
+    """
+    family, files = "gguf", weight_files(source)
+    if not files:
+        raise CheckpointError(f"{source.folder}: it has no .safetensors or .bin file, so its weights cannot be told apart")
+    if source.gguf is None:
+        family, files = str(source.config()["model_type"]), [*files, source.folder / "config.json"]
     return {"family": family, "weights": {file.name: sha256_of(file) for file in files}}
 
 

@@ -463,12 +463,16 @@ def stored_dtype(source: Source) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
+def weight_files(source: Source) -> list[Path]:
+    """The files that hold the weights: those in pickle only where there are no others."""
+    if source.gguf is not None:
+        return [source.folder / source.gguf]
+    return sorted(source.folder.glob("*.safetensors")) or sorted(source.folder.glob("*.bin"))
+
+
 def bytes_on_disk(source: Source) -> int:
     """Size of the weight files."""
-    if source.gguf is not None:
-        return (source.folder / source.gguf).stat().st_size
-    files = [*source.folder.glob("*.safetensors")] or [*source.folder.glob("*.bin")]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in weight_files(source))
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:

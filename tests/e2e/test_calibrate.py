@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import prunelm
-from prunelm.errors import CalibrationError
+from prunelm.calibration import fingerprint
+from prunelm.errors import CalibrationError, CheckpointError
+from prunelm.loading import find_model
 
 SMALL = ("--samples", "24", "--length", "32", "--multiple-of", "1")
 
@@ -90,6 +92,25 @@ def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text
         assert ran.code == 1
         assert says in ran.err, ran.err
         assert not (tmp_path / "out").exists()
+
+
+def test_models_in_pickle_files_are_told_apart_too(tiny_folder, text_file, tmp_path):
+    def pickled(name, scale):
+        folder = shutil.copytree(tiny_folder("llama"), tmp_path / name)
+        weights = load_file(folder / "model.safetensors")
+        torch.save({**weights, "model.norm.weight": scale * weights["model.norm.weight"]}, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        return folder
+
+    options = {"recipe": "wanda-sp", "samples": 8, "length": 32, "multiple_of": 1, "allow_pickle": True}
+    mine, other, seen = pickled("mine", 1), pickled("other", 2), tmp_path / "seen"
+    prunelm.calibrate(mine, seen, text=text_file, **options)
+    with pytest.raises(CalibrationError, match=r"other weights or settings \(pytorch_model\.bin differ\)"):
+        prunelm.prune(other, tmp_path / "out", calibrated=seen, text=text_file, sparsity=0.3, **options)
+    prunelm.prune(mine, tmp_path / "out", calibrated=seen, text=text_file, sparsity=0.3, **options)
+    (mine / "pytorch_model.bin").rename(mine / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"mine: it has no \.safetensors or \.bin file, so its weights cannot be"):
+        fingerprint(find_model(mine, allow_pickle=True))
 
 
 def test_the_library_twin(calibrated, tiny_folder, text_file, tmp_path):
