@@ -221,10 +221,11 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
         counts, step = most_probable(job.sites, job.budget, outlook.survey.scores, recipe.policy)
         return replace(job, counts=counts, step=step, notes=notes)
     chosen = outlook.chosen
-    if chosen is not None and not job.budget.floor and _serves(chosen, job):
+    if chosen is not None and _serves(chosen, job):
         return replace(job, counts=chosen.counts, step=chosen.step, notes=notes)
     if chosen is not None:
-        notes.append("that search was for another size: widths here are by the prices it found")
+        how = "the prices it found" if outlook.prices else "the damage expected of them, which was not measured"
+        notes.append(f"that search was for another size: widths here are by {how}")
     wanted = ALLOCATORS[recipe.allocator].needs
     assert wanted is not None
     return decide(replace(job, notes=notes), recipe, outlook.measured(wanted, job))

@@ -83,7 +83,9 @@ def fingerprint(source: Source) -> dict[str, Any]:
     """
     family, files = "gguf", weight_files(source)
     if not files:
-        raise CheckpointError(f"{source.folder}: it has no .safetensors or .bin file, so its weights cannot be told apart")
+        raise CheckpointError(
+            f"{source.folder}: it has no .safetensors or .bin file, so its weights cannot be told apart"
+        )
     if source.gguf is None:
         family, files = str(source.config()["model_type"]), [*files, source.folder / "config.json"]
     return {"family": family, "weights": {file.name: sha256_of(file) for file in files}}

@@ -1,7 +1,7 @@
 """A recipe applied to a model's sizes, before any weight is touched."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +12,7 @@ from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError, RecipeError
 from .hidden import narrow_hidden_
 from .knapsack import least_step
-from .plan import Budget, Counts, parameters_of, prunable
+from .plan import Budget, Counts, Nested, parameters_of, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
 from .sites import Site, architecture_of, by_block, find_sites
@@ -73,7 +73,7 @@ class Job:
 def plan_counts(
     model: PreTrainedModel,
     recipe: Recipe,
-    floor: Mapping[str, int] | None = None,
+    nested: Nested | None = None,
     dense: Dense | None = None,
     counts: Counts | None = None,
 ) -> Job:
@@ -102,7 +102,7 @@ def plan_counts(
     job = Job(
         everything=everything,
         sites=chosen,
-        budget=_budget(model, chosen, recipe, floor or {}, dense, now),
+        budget=_budget(model, chosen, recipe, nested or Nested(), dense, now),
         counts=None,
         step=0,
         prunable=dense.prunable,
@@ -114,7 +114,7 @@ def plan_counts(
 
 
 def _budget(
-    model: PreTrainedModel, sites: list[Site], recipe: Recipe, floor: Mapping[str, int], dense: Dense, now: Dense
+    model: PreTrainedModel, sites: list[Site], recipe: Recipe, nested: Nested, dense: Dense, now: Dense
 ) -> Budget:
     """What may go, less what has gone with hidden channels: with their units, or in all, whichever is counted."""
     of_blocks = recipe.of == "blocks"
@@ -127,7 +127,8 @@ def _budget(
         multiple_of=_multiple_of(recipe, dense.parameters),
         min_units=recipe.min_units,
         attention_share=recipe.attention_share,
-        floor=floor,
+        floor=nested.floor,
+        ceiling=nested.ceiling,
         legal=accepted_widths(model, recipe.targets, recipe.tensor_parallel, uneven=_free(recipe)),
     )
 
@@ -276,7 +277,7 @@ def _nothing_more(job: Job, recipe: Recipe) -> Job:
 def prepare_(
     model: PreTrainedModel,
     recipe: Recipe,
-    floor: Mapping[str, int] | None = None,
+    nested: Nested | None = None,
     narrow_hidden: NarrowHidden | None = None,
     counts: Counts | None = None,
 ) -> Job:
@@ -285,7 +286,7 @@ def prepare_(
     Args:
         model: dense.
         recipe: the whole of it.
-        floor: units that each site must lose at least.
+        nested: units that each site must lose at least and may lose at most.
         narrow_hidden: removes hidden channels; without it a recipe that says so is refused.
         counts: units that stay, where they were decided beforehand.
 
@@ -294,13 +295,13 @@ def prepare_(
         RecipeError: the recipe removes hidden channels where that cannot be done; the model is as it was.
     """
     if not recipe.bias:
-        return _narrowed(model, recipe, floor, narrow_hidden, counts)
+        return _narrowed(model, recipe, nested, narrow_hidden, counts)
     refused = unbiased_sites(model.config, readers_of(recipe.targets))
     sites, without = missing_biases(model, recipe.sites)
     sites = [site for site in sites if site.name not in refused]
     added = add_biases_(model, sites)
     try:
-        job = _narrowed(model, recipe, floor, narrow_hidden, counts)
+        job = _narrowed(model, recipe, nested, narrow_hidden, counts)
     except (BudgetError, RecipeError):
         remove_biases_(model, sites)
         raise
@@ -319,13 +320,13 @@ def prepare_(
 def _narrowed(
     model: PreTrainedModel,
     recipe: Recipe,
-    floor: Mapping[str, int] | None,
+    nested: Nested | None,
     narrow_hidden: NarrowHidden | None,
     counts: Counts | None,
 ) -> Job:
     """The plan of a recipe, after removing hidden channels where it says so."""
     if not recipe.hidden or narrow_hidden is None:
-        return plan_counts(model, recipe, floor, counts=counts)
+        return plan_counts(model, recipe, nested, counts=counts)
     dense = dense_sizes(model)
     keep = hidden_width(int(model.config.hidden_size), recipe, dense.parameters)
     own = architecture_of(model.config)
@@ -343,7 +344,7 @@ def _narrowed(
             f"{model.config.model_type}: no stock config can say {keep} hidden channels with these heads: leave "
             "--hidden out, choose another share, or say --per-block (opens with prunelm.load)"
         )
-    return plan_counts(model, recipe, floor, dense, counts)
+    return plan_counts(model, recipe, nested, dense, counts)
 
 
 def first_channels_(shapes: PreTrainedModel, keep: int) -> None:

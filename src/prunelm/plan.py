@@ -48,6 +48,7 @@ class Budget:
         min_units: units that every site keeps at least, per KV head where units are query heads.
         attention_share: sparsity of attention relative to the overall one; FFN pays the rest.
         floor: units that a site must lose at least, by site key: what a larger model of the same family has lost.
+        ceiling: units that a site may lose at most, by site key: what a smaller model of the same family will lose.
         legal: whether the programs that must open the result accept this many kept units of a site.
     """
 
@@ -58,6 +59,7 @@ class Budget:
     min_units: int = 1
     attention_share: float = 1.0
     floor: Mapping[str, int] = field(default_factory=dict)
+    ceiling: Mapping[str, int] = field(default_factory=dict)
     legal: Callable[[Site, int], bool] = field(default=lambda _site, _kept: True)
 
     @property
@@ -74,17 +76,28 @@ class Budget:
         return f"{math.floor(parameters / (self.asked_of or self.total) * 10_000) / 10_000:.4f}"
 
     def options(self, site: Site) -> list[int]:
-        """Numbers of units that may be removed from a site, ascending from 0, its floor, or what a program needs."""
+        """Numbers of units that may be removed from a site, ascending from 0, its floor, or what a program needs.
+
+        They end at its ceiling, or at `min_units`.
+        """
         least = self.min_units * site.strata
         step = self.multiple_of if site.spec.probabilities is None else site.strata
         kept = [k for k in range(site.n_units, least - 1, -1) if k == site.n_units or k % step == 0]
-        floor = self.floor.get(site.key, 0)
-        return [o for o in (site.n_units - k for k in kept if self.legal(site, k)) if o >= floor] or [floor]
+        floor, most = self.floor.get(site.key, 0), self.ceiling.get(site.key, site.n_units)
+        return [o for o in (site.n_units - k for k in kept if self.legal(site, k)) if floor <= o <= most] or [floor]
 
     def step(self, site: Site) -> int:
         """Parameters between two neighbouring options of a site."""
         options = self.options(site)
         return max((b - a for a, b in pairwise(options)), default=0) * site.cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    """What the other sizes of a family leave a plan: `floor` and `ceiling` of its `Budget`."""
+
+    floor: Mapping[str, int] = field(default_factory=dict)
+    ceiling: Mapping[str, int] = field(default_factory=dict)
 
 
 def prunable(sites: Sequence[Site]) -> int:

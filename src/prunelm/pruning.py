@@ -26,7 +26,7 @@ from .journal import Journal
 from .moments import Moments, output_energy
 from .observation import Observed, first_producer, observe, observe_pair
 from .placement import devices_of, exact
-from .plan import Budget, Decided, Plan, prunable, top_units
+from .plan import Budget, Decided, Nested, Plan, prunable, top_units
 from .probable import least_probable_blocks
 from .progress import Progress, silent
 from .reading import Reading, reading
@@ -85,7 +85,7 @@ def prune_(
     *,
     refit: Batches | None = None,
     outlook: Outlook | None = None,
-    floor: Mapping[str, int] | None = None,
+    nested: Nested | None = None,
     decided: Decided | None = None,
     journal: Journal | None = None,
     bench: Workbench | None = None,
@@ -100,7 +100,7 @@ def prune_(
         recipe: every choice that changes the numbers.
         refit: what covariances of the Gaussian second moment and of refits are from; `calibration` by default.
         outlook: what was seen of the dense model before; its scores then choose the units, which nests a family.
-        floor: units that each site must lose at least.
+        nested: units that each site must lose at least and may lose at most, where this is one size of a family.
         decided: how many units stay in each site, in place of the allocator's plan, and of some sites which.
         journal: of the search for widths, where the recipe makes one; kept on the bench by default.
         bench: where finished steps are kept, and read from when they were made before.
@@ -114,9 +114,9 @@ def prune_(
     """
     start, before = time.perf_counter(), sum(p.numel() for p in model.parameters())
     bench = bench or Workbench()
-    if recipe.hidden and (outlook is not None or floor is not None):
+    if recipe.hidden and (outlook is not None or nested is not None):
         raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")
-    job, hidden = _prepared_(model, calibration, recipe, floor, decided, bench, progress)
+    job, hidden = _prepared_(model, calibration, recipe, nested, decided, bench, progress)
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = Derivatives()
     if outlook is None or decided is not None:
@@ -143,7 +143,7 @@ def _prepared_(
     model: PreTrainedModel,
     calibration: Batches,
     recipe: Recipe,
-    floor: Mapping[str, int] | None,
+    nested: Nested | None,
     decided: Decided | None,
     bench: Workbench,
     progress: Progress,
@@ -157,7 +157,7 @@ def _prepared_(
     if recipe.hidden:
         prepare_(shapes_of(model), recipe, narrow_hidden=first_channels_)
     counts = decided.counts if decided is not None else None
-    return prepare_(model, recipe, floor, remove_, counts), hidden
+    return prepare_(model, recipe, nested, remove_, counts), hidden
 
 
 def _known_scores(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import prunelm
+from prunelm.allocation import allocated
 from prunelm.data import Batches
 from prunelm.errors import BudgetError
 from prunelm.family import prune_family
@@ -42,6 +43,32 @@ def test_the_sizes_of_a_family_are_nested(recipe):
         assert {site.key: site.n_units for site in find_sites(model)} == {k: s["kept"] for k, s in report.sites.items()}
         assert report.recipe.sparsity - 0.05 < report.sparsity_of_blocks <= report.recipe.sparsity
         assert outputs(model, tiny_inputs(model)).isfinite().all()
+
+
+@pytest.mark.parametrize(("recipe", "how"), [("best", "the prices it found"), ("best-uniform", "the damage expected")])
+def test_the_middle_size_is_what_the_search_found(recipe, how):
+    (alone,) = _family("llama", recipe, sizes=(0.25,))
+    found = _family("llama", recipe)
+    assert _kept(found[1][1]) == _kept(alone[1])
+    for (_, report), other in zip(found, (True, False, True), strict=True):
+        assert sum("plans tried on" in note for note in report.notes) == 1
+        assert any(f"that search was for another size: widths here are by {how}" in n for n in report.notes) is other
+
+
+def test_where_a_smaller_size_does_not_fit_into_the_plan_found_prices_plan_all(monkeypatch):
+    refused = []
+
+    def refuse(job, recipe, outlook):
+        if job.budget.ceiling:
+            refused.append(recipe.sparsity)
+            raise BudgetError("no plan within")
+        return allocated(job, recipe, outlook)
+
+    monkeypatch.setattr("prunelm.family.allocated", refuse)
+    found = _family("llama", "best", sites=("attention", "ffn"))
+    assert refused == [0.1]
+    for larger, smaller in pairwise(report.plan.kept for _, report in found):
+        assert all(set(smaller[key].tolist()) <= set(larger[key].tolist()) for key in larger)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
