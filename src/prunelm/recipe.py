@@ -23,6 +23,8 @@ from .reconstructions import RECONSTRUCTIONS
 from .registry import did_you_mean
 from .targets import NAMES
 
+KINDS = ("attention", "ffn")
+"""Kinds of site, as `sites` names them."""
 CANDIDATES, HELD_OUT = 8, 0.125
 """Plans with equal widths that are measured, and what is held out for it, where a recipe is evened."""
 LEAST = {
@@ -76,7 +78,8 @@ class Recipe:
         per_block: whether widths may differ between blocks (opens with `trust_remote_code` or `prunelm.load`).
         sites: which kinds of site may lose units.
         unit: what a unit of attention is: a KV `group`, or the same number of `query` heads from every group.
-        attention_share: sparsity of attention relative to the overall one; 0 leaves attention alone.
+        attention_share: sparsity of attention relative to the overall one; 0 leaves attention alone. For allocators
+            that divide by shares (`uniform`, `per-module`); others find out what attention loses.
         blocks: half-open range of blocks that may lose units, as in `4:-2`; `:` is all.
         blocks_from: the range applies to models with at least this many blocks; smaller ones use all.
         multiple_of: kept FFN channels, on each device, are a multiple of this; 0 chooses 16 below 1B parameters and
@@ -130,7 +133,7 @@ class Recipe:
     of: str = "blocks"
     allocator: str = "uniform"
     per_block: bool = False
-    sites: tuple[str, ...] = ("attention", "ffn")
+    sites: tuple[str, ...] = KINDS
     unit: str = "group"
     attention_share: float = 1.0
     blocks: str = ":"
@@ -184,13 +187,17 @@ class Recipe:
             _check_options(scoring)
         self.block_range(1)
 
-    def evened(self) -> "Recipe":
-        """The recipe with the same widths in every block: where its allocator gives others, `split` chooses them."""
+    def evened(self, sites: tuple[str, ...] = KINDS) -> "Recipe":
+        """The recipe with the same widths in every block: where its allocator gives others, `split` chooses them.
+
+        Args:
+            sites: what `split` divides the budget over; both kinds by default, as one alone leaves nothing to divide.
+        """
         if ALLOCATORS[self.allocator].even:
             return dataclasses.replace(self, per_block=False)
         held_out = self.held_out or HELD_OUT
         even = {"allocator": "split", "rounds": 0, "candidates": CANDIDATES, "per_block": False, "held_out": held_out}
-        return dataclasses.replace(self, **even)  # type: ignore[arg-type]
+        return dataclasses.replace(self, sites=sites, **even)  # type: ignore[arg-type]
 
     @property
     def judges_plans(self) -> bool:
@@ -255,7 +262,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON-able data; `from_dict` reads it back."""
         data = dataclasses.asdict(self)
-        for kind in ("attention", "ffn"):
+        for kind in KINDS:
             data[kind] = {"criterion": data[kind]["criterion"], **data[kind]["options"]}
         return {**data, "sites": list(self.sites), "targets": list(self.targets)}
 
@@ -273,7 +280,7 @@ class Recipe:
                 raise RecipeError(
                     f"{where}: unknown key {key!r}. {did_you_mean(key, known)}Known: {', '.join(sorted(known))}."
                 )
-        for kind in ("attention", "ffn"):
+        for kind in KINDS:
             if kind in values:
                 values[kind] = _scoring(values[kind], f"{where}: [{kind}]")
         if values.get("policy") is not None and not isinstance(values["policy"], Policy):
@@ -362,7 +369,7 @@ def _check_lists(recipe: Recipe) -> None:
         raise RecipeError(
             f"targets (--for) must be of {', '.join(NAMES)}, got {wrong!r}. {did_you_mean(wrong, NAMES)}".strip()
         )
-    if not recipe.sites or set(recipe.sites) - {"attention", "ffn"}:
+    if not recipe.sites or set(recipe.sites) - set(KINDS):
         raise RecipeError(f"sites must be attention, ffn or both, got {', '.join(recipe.sites) or 'none'}")
 
 
@@ -374,6 +381,7 @@ def _check_allocator(recipe: Recipe) -> None:
             f"allocator {recipe.allocator!r}, rounds, candidates and choose_share measure on held-out tokens: "
             "held_out must be above 0, as in 0.125"
         )
+    _check_share(recipe)
     if recipe.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
         raise RecipeError(
             f"rounds refine widths that differ between blocks, and allocator {recipe.allocator!r} gives none with "
@@ -383,6 +391,20 @@ def _check_allocator(recipe: Recipe) -> None:
         raise RecipeError(
             f"allocator {recipe.allocator!r} gives blocks different widths: it needs per_block (opens with "
             "prunelm.load), or use allocator 'split' or 'uniform'"
+        )
+
+
+def _check_share(recipe: Recipe) -> None:
+    """Raise if attention is to lose a share of its own where what it loses is found by looking."""
+    none_left = recipe.attention_share == 0 and "attention" not in recipe.sites
+    if recipe.attention_share == 1 or none_left:
+        return
+    pooled = recipe.policy is not None and recipe.policy.pool == "all"
+    if ALLOCATORS[recipe.allocator].needs is not None or pooled:
+        decides = "a policy over all units" if pooled else f"allocator {recipe.allocator!r}"
+        raise RecipeError(
+            f"attention_share {recipe.attention_share:g} cannot be kept: {decides} finds out what attention loses. "
+            "Leave attention alone with --sites ffn, or divide by shares with --allocator uniform (as recipe obs does)"
         )
 
 

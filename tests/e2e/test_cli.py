@@ -209,12 +209,23 @@ def test_dry_run_writes_nothing_and_foretells(
         ({"looks": False}, "obs"),
         ({"allocator": "uniform"}, "obs"),
         ({"per_block": True, "allocator": "per-module"}, "obs"),
+        ({"attention_share": 0.5}, "obs"),
     ],
 )
 def test_the_default_recipe_is_the_best_that_other_options_leave(options: dict[str, Any], name: str) -> None:
     left = {"sites": None, "targets": None, **options}
     assert recipe_asked(None, None, uniform=False, **left).name == name
     assert recipe_asked("l1", None, uniform=False, **left).name == "l1"
+
+
+def test_evened_recipes_divide_over_both_kinds_of_site_unless_told_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('allocator = "fisher"\nper_block = true\nheld_out = 0.1\nsites = ["ffn"]\n')
+    for name, sites, found in (
+        ("best", None, ("attention", "ffn")),
+        ("best", "ffn", ("ffn",)),
+        (str(tmp_path / "mine.toml"), None, ("ffn",)),
+    ):
+        assert recipe_asked(name, None, uniform=True, sites=sites, targets=None).sites == found
 
 
 def test_the_default_recipe_prunes_into_a_stock_folder(

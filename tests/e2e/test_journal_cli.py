@@ -1,6 +1,7 @@
 """`prunelm prune --recipe best`: a search that goes on, and one whose result opens anywhere."""
 
 import json
+import re
 
 from transformers import AutoModelForCausalLM
 
@@ -66,4 +67,7 @@ def test_an_evened_best_opens_in_plain_transformers(cli, tiny_folder, text_file,
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     written = json.loads((tmp_path / "out" / "pruning.json").read_text())
     assert written["recipe"]["allocator"] == "split"
+    tried = re.search(r"(\d+) plans tried on", "\n".join(written["notes"]))
+    assert tried is not None
+    assert int(tried[1]) > 1
     assert model.num_parameters() == written["parameters"]["after"]

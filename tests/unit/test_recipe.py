@@ -257,9 +257,16 @@ def test_block_range_of_small_models_is_everything() -> None:
 
 def test_an_evened_recipe_gives_equal_widths():
     evened = Recipe.load("best").evened()
-    assert dataclasses.replace(evened, name="best-uniform") == Recipe.load("best-uniform", sites=["ffn"])
+    assert dataclasses.replace(evened, name="best-uniform") == Recipe.load("best-uniform")
+    narrow = Recipe.load("best").evened(("ffn",))
+    assert dataclasses.replace(narrow, name="best-uniform") == Recipe.load("best-uniform", sites=["ffn"])
     assert Recipe.load("flap").evened().held_out > 0
     assert Recipe.load("obs").evened() == Recipe.load("obs")
+
+
+def test_shares_of_attention_go_with_allocators_that_divide_by_shares() -> None:
+    for name, share in (("obs", 0.5), ("goa", 0.0), ("best", 0.0)):
+        assert Recipe.load(name, attention_share=share).attention_share == share
 
 
 @pytest.mark.parametrize(
@@ -273,6 +280,13 @@ def test_an_evened_recipe_gives_equal_widths():
         ({"recipe": "wanda-sp", "choose_share": True, "held_out": 0.1}, "choose_share chooses the target of a repair"),
         ({"recipe": "obs", "choose_share": True, "order": "one-shot"}, "sees no drift"),
         ({"fisher_tokens": 0}, "fisher_tokens must be at least 1"),
+        (
+            {"attention_share": 0.5},
+            "attention_share 0.5 cannot be kept: allocator 'fisher' finds out what attention loses",
+        ),
+        ({"recipe": "best-uniform", "attention_share": 0.0}, r"'split' .* --sites ffn, or .* --allocator uniform"),
+        ({"recipe": "flap", "attention_share": 2.0}, "attention_share 2 cannot be kept: allocator 'global'"),
+        ({"recipe": "osp", "attention_share": 0.5}, "cannot be kept: a policy over all units"),
         ({"ffn": {"criterion": "obs", "metric": "loss"}}, "metric must be module or output, got 'loss'"),
         ({"ffn": {"criterion": "obs", "shrink": 2.0}}, r"shrink must be in \[0, 1\], got 2.0"),
     ],

@@ -55,9 +55,10 @@ def recipe_asked(
 ) -> Any:
     """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here.
 
-    Lists among the overrides are still in one string; with `uniform`, blocks do not differ. Without a name it is the
+    Lists among the overrides are still in one string; with `uniform`, blocks do not differ, and both kinds of site may
+    lose units unless `sites` or a file says which. Without a name it is the
     best that the other options leave: `best` where widths may differ, and `obs`, which makes no search, where the model
-    cannot be looked at first (`looks`) or the allocator is named.
+    cannot be looked at first (`looks`), or the allocator or attention's share is named.
     """
     from ..errors import RecipeError
     from ..recipe import Recipe
@@ -69,10 +70,13 @@ def recipe_asked(
         named = ", ".join(replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None:
-        searches = looks and overrides.get("allocator") is None
+        searches = looks and overrides.get("allocator") is None and overrides.get("attention_share") is None
         name = default_recipe(looks=searches, per_block=bool(overrides.get("per_block")))
     chosen = Recipe.load(name, **overrides)
-    return chosen.evened() if uniform else chosen
+    if not uniform:
+        return chosen
+    said_which = overrides["sites"] or name.endswith(".toml")
+    return chosen.evened(chosen.sites) if said_which else chosen.evened()
 
 
 def _option(field: str, value: Any) -> str:

@@ -128,7 +128,10 @@ class Overrides:
     unit: Unit = None
     attention_share: Annotated[
         float | None,
-        typer.Option(help="What attention loses in proportion to --sparsity: 1 the same share, 0 nothing."),
+        typer.Option(
+            help="What attention loses in proportion to --sparsity (1: the same share), where the allocator is uniform "
+            "or per-module."
+        ),
     ] = None
     loss: Annotated[
         str | None,
