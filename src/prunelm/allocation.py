@@ -94,19 +94,18 @@ def look(
     if recipe.policy is not None:
         return _by_policy(stream, read, recipe, job, recipe.policy, derivatives, journal, bench, progress)
     divergence = Divergence(stream, read.priced(recipe), read.judged_batches) if recipe.judges_plans else None
-    searches = recipe.rounds > 0 or (ALLOCATORS[recipe.allocator].even and divergence is not None)
     found = survey(
         stream,
         read,
         recipe,
         job,
         divergence=divergence if needs == "damage" else None,
-        keep=searches,
+        keep=recipe.searches,
         derivatives=derivatives,
         bench=bench,
         progress=progress,
     )
-    if divergence is None or not searches:
+    if divergence is None or not recipe.searches:
         return Outlook(survey=found)
     best = _searched(found, divergence, recipe, job, journal, progress)
     repeat = read.repeated_tokens

@@ -127,12 +127,7 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
         CheckpointError: the facts are damaged; says where.
     """
     folder = Path(path)
-    if not (folder / FACTS).is_file() or not (folder / NUMBERS).is_file():
-        raise CalibrationError(f"{folder}: no saved calibration; make one with prunelm calibrate")
-    facts = read_json(folder / FACTS)
-    if facts.get("format") != FORMAT:
-        raise CalibrationError(f"{folder}: format {facts.get('format')!r} is not known here. Calibrate again.")
-    check_form(facts, _FORM, folder / FACTS)
+    facts = _facts_of(folder)
     _same_model(folder, facts["model"], fingerprint(source))
     mine = recipe.to_dict()
     for name in DECIDES:
@@ -165,6 +160,36 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
         chosen=Found(**found) if found else None,
         notes=[note, *facts["notes"]],
     )
+
+
+def calibrated_recipe(path: str | Path, **overrides: Any) -> Recipe:
+    """The recipe that a saved calibration was made with, with some values replaced as by `Recipe.load`.
+
+    Raises:
+        CalibrationError: no such folder, or of another format.
+        CheckpointError: the facts are damaged; says where.
+        RecipeError: a value is bad.
+    """
+    folder = Path(path)
+    facts = _facts_of(folder)
+    with damage_answered(folder / FACTS):
+        return Recipe.from_dict(facts["recipe"], str(folder / FACTS), **overrides)
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What a saved calibration says besides its numbers.
+
+    Raises:
+        CalibrationError: no such folder, or of another format.
+        CheckpointError: damaged; says where.
+    """
+    if not (folder / FACTS).is_file() or not (folder / NUMBERS).is_file():
+        raise CalibrationError(f"{folder}: no saved calibration; make one with prunelm calibrate")
+    facts = read_json(folder / FACTS)
+    if facts.get("format") != FORMAT:
+        raise CalibrationError(f"{folder}: format {facts.get('format')!r} is not known here. Calibrate again.")
+    check_form(facts, _FORM, folder / FACTS)
+    return facts
 
 
 def calibration_digest(path: str | Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .allocation import Outlook, allocated, look_at
-from .calibration import fingerprint, load_calibration
+from .calibration import calibrated_recipe, fingerprint, load_calibration
 from .errors import BudgetError, DataError
 from .job import first_channels_, prepare_
 from .limits import Limit, MaxPerplexity
@@ -69,8 +69,10 @@ def plan(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
-    if recipe is None:
-        recipe = default_recipe(looks=text is not None or calibrated is not None)
+    if recipe is None and calibrated is not None:
+        recipe = calibrated_recipe(calibrated, **overrides)
+    elif recipe is None:
+        recipe = default_recipe(looks=text is not None)
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
     if isinstance(limit, MaxPerplexity):
         raise BudgetError("--max-ppl is met by measuring pruned models: prunelm prune does that, a plan cannot.")

@@ -207,6 +207,12 @@ class Recipe:
         return chosen.needs == "damage" or tries or self.rounds > 0
 
     @property
+    def searches(self) -> bool:
+        """Whether whole plans are tried, or masks: what a journal keeps."""
+        chosen = ALLOCATORS[self.allocator]
+        return self.rounds > 0 or self.policy is not None or (chosen.even and self.judges_plans)
+
+    @property
     def prices_output(self) -> bool:
         """Whether plans or targets of repairs are judged by that divergence."""
         return self.judges_plans or self.choose_share
@@ -267,14 +273,17 @@ class Recipe:
         return {**data, "sites": list(self.sites), "targets": list(self.targets)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> "Recipe":
-        """The recipe that the data says.
+    def from_dict(cls, data: Mapping[str, Any], where: str = "recipe", **overrides: Any) -> "Recipe":
+        """The recipe that the data says, with some values replaced as by `load`.
 
         Raises:
             RecipeError: unknown key (with the nearest known one), or a value of the wrong type.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        values = dict(data)
+        criterion = overrides.pop("criterion", None)
+        values = {**data, **{key: value for key, value in overrides.items() if value is not None}}
+        if criterion is not None:
+            values |= {kind: {"criterion": criterion} for kind in KINDS}
         for key in values:
             if key not in known:
                 raise RecipeError(
@@ -299,11 +308,7 @@ class Recipe:
         Raises:
             RecipeError: no such recipe (did you mean), no TOML, or a bad value in it.
         """
-        criterion = overrides.pop("criterion", None)
-        data = {**_read(name), **{key: value for key, value in overrides.items() if value is not None}}
-        if criterion is not None:
-            data |= {"attention": {"criterion": criterion}, "ffn": {"criterion": criterion}}
-        return cls.from_dict(data, where=f"recipe {str(name)!r}")
+        return cls.from_dict(_read(name), f"recipe {str(name)!r}", **overrides)
 
 
 def recipe_names() -> list[str]:

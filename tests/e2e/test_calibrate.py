@@ -1,6 +1,7 @@
 """`prunelm calibrate`: looking once, pruning often."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -12,6 +13,8 @@ import prunelm
 from prunelm.calibration import fingerprint
 from prunelm.errors import CalibrationError, CheckpointError
 from prunelm.loading import find_model
+from prunelm.planning import plan
+from prunelm.recipe import Recipe
 
 SMALL = ("--samples", "24", "--length", "32", "--multiple-of", "1")
 
@@ -45,6 +48,33 @@ def test_a_saved_calibration_serves_other_sizes(recipe, cli, calibrated, tiny_fo
         assert facts["parameters"]["share_of_blocks"] <= float(sparsity)
         kept.append(sum(len(site["kept"]) for site in facts["sites"].values()))
     assert kept[0] > kept[1]
+
+
+def test_the_last_line_of_calibrate_is_a_command_that_works(cli, tiny_folder, text_file, tmp_path):
+    made = cli("calibrate", tiny_folder("llama"), tmp_path / "see n", "--text", text_file, *SMALL)
+    assert made.code == 0, made
+    words = shlex.split(made.out.splitlines()[-1])
+    assert words[:2] == ["prunelm", "prune"]
+    ran = cli(*(str(tmp_path / "out") if word == "OUT" else word for word in words[1:]))
+    assert ran.code == 0, ran
+    assert f"recipe best-uniform, with which {tmp_path / 'see n'} was made" in ran.err
+    facts = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    assert (facts["recipe"]["name"], facts["recipe"]["samples"], facts["loader"]) == (
+        "best-uniform",
+        24,
+        "transformers",
+    )
+
+
+def test_the_recipe_of_a_calibration_is_what_later_work_uses(calibrated, cli, tiny_folder, text_file, tmp_path):
+    seen = {"calibrated": calibrated("flap"), "text": text_file, "sparsity": 0.25}
+    report = prunelm.prune(tiny_folder("llama"), tmp_path / "out", **seen)
+    assert report.recipe == Recipe.load("flap", sparsity=0.25, samples=24, length=32, multiple_of=1)
+    assert plan(tiny_folder("llama"), **seen).recipe == report.recipe
+    ran = cli("plan", tiny_folder("llama"), "--sparsity", "0.25", "--calibrated", calibrated("flap"))
+    assert ran.code == 0, ran
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "no", "--sparsity", "0.3", "--calibrated", tmp_path / "none")
+    assert (ran.code, "no saved calibration" in ran.err) == (1, True)
 
 
 def test_no_text_is_needed_where_nothing_is_repaired(cli, tiny_folder, text_file, tmp_path):

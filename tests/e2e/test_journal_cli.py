@@ -59,6 +59,18 @@ def test_a_journal_serves_its_own_search_only(cli, tiny_folder, text_file, tmp_p
     assert "Traceback" not in ran.err
 
 
+def test_the_default_recipe_keeps_what_it_measured(cli, tiny_folder, text_file, tmp_path):
+    journal = tmp_path / "search.jsonl"
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--text", text_file, *SMALL, "--journal", journal)
+    assert cli(*command).code == 0
+    lines, written = journal.read_text().splitlines(), _files(tmp_path / "out")
+    journal.write_text("\n".join(lines[:-1]) + "\n")
+    assert cli(*command, "--force").code == 0
+    assert len(lines) > 2
+    assert journal.read_text().splitlines() == lines
+    assert _files(tmp_path / "out") == written
+
+
 def test_an_evened_best_opens_in_plain_transformers(cli, tiny_folder, text_file, tmp_path):
     ran = cli(
         "prune", tiny_folder("llama"), tmp_path / "out", "--recipe", "best", "--uniform", "--text", text_file, *SMALL

@@ -51,15 +51,22 @@ def limit_asked(sparsity: str | None, plan_file: Path | None, **said: str | None
 
 
 def recipe_asked(
-    name: str | None, plan_file: Path | None, *, uniform: bool, looks: bool = True, **overrides: Any
+    name: str | None,
+    plan_file: Path | None,
+    *,
+    uniform: bool,
+    looks: bool = True,
+    calibrated: Path | None = None,
+    **overrides: Any,
 ) -> Any:
     """The recipe named, with what the user replaced in it; that of a plan cannot be replaced here.
 
     Lists among the overrides are still in one string; with `uniform`, blocks do not differ, and both kinds of site may
-    lose units unless `sites` or a file says which. Without a name it is the
-    best that the other options leave: `best` where widths may differ, and `obs`, which makes no search, where the model
+    lose units unless `sites` or a file says which. Without a name it is that of a saved calibration, or else the best
+    that the other options leave: `best` where widths may differ, and `obs`, which makes no search, where the model
     cannot be looked at first (`looks`), or the allocator or attention's share is named.
     """
+    from ..calibration import calibrated_recipe
     from ..errors import RecipeError
     from ..recipe import Recipe
 
@@ -69,6 +76,10 @@ def recipe_asked(
     if plan_file is not None and replaced:
         named = ", ".join(replaced)
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
+    if name is None and calibrated is not None and plan_file is None:
+        chosen = calibrated_recipe(calibrated, **overrides)
+        err.print(f"recipe {chosen.name}, with which {calibrated} was made")
+        return chosen.evened(chosen.sites) if uniform else chosen
     if name is None:
         searches = looks and overrides.get("allocator") is None and overrides.get("attention_share") is None
         name = default_recipe(looks=searches, per_block=bool(overrides.get("per_block")))

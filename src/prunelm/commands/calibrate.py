@@ -1,10 +1,12 @@
 """`prunelm calibrate`."""
 
 import json
+import shlex
 from typing import Annotated
 
 import typer
 
+from ..workflow import DEFAULT_RECIPE
 from .asked import given, resumed
 from .console import err, exactly, out, progress_bars, quiet, tell
 from .options import (
@@ -30,7 +32,7 @@ def calibrate(
     model: MaybeModel = None,
     out_folder: MaybeFolder = None,
     resume: Resume = None,
-    recipe: RecipeName = "best",
+    recipe: RecipeName = DEFAULT_RECIPE,
     sparsity: Annotated[float, typer.Option(help="Sparsity for which a recipe that searches looks for a plan.")] = 0.3,
     text: Text = None,
     journal: JournalFile = None,
@@ -69,4 +71,11 @@ def calibrate(
             **vars(access),
         )
     tell(found.notes)
-    out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it: prunelm prune --calibrated")
+    out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it, at this sparsity or another:")
+    words = [model, "OUT", "--sparsity", f"{sparsity:g}", "--calibrated", out_folder]
+    if text is not None and chosen.reconstruction != "none":
+        words += ["--text", text]
+    if compute_dtype != "float32":
+        words += ["--compute-dtype", compute_dtype]
+    words += [f"--{name.replace('_', '-')}" for name, allowed in vars(access).items() if allowed]
+    out.print(f"prunelm prune {shlex.join(map(str, words))}")

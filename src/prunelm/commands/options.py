@@ -42,7 +42,8 @@ MaybeRecipe = Annotated[
     str | None,
     typer.Option(
         help="Name of a recipe (prunelm list recipes), or a .toml file. "
-        f"Default: {DEFAULT_RECIPE}; best with --per-block; {PLAIN_RECIPE} where no search is possible."
+        f"Default: {DEFAULT_RECIPE}; best with --per-block; {PLAIN_RECIPE} where no search is possible; with "
+        "--calibrated, that of the calibration."
     ),
 ]
 Calibrated = Annotated[

@@ -110,7 +110,8 @@ def plan(
         raise CheckpointError("no model is named: prunelm plan MODEL, or prunelm plan --diff A.json B.json.")
     limit = size.limit
     looks = text is not None or calibrated is not None
-    chosen = recipe_asked(recipe, size.edited, looks=looks, **vars(overrides), sparsity=size.sparsity)
+    asked = {"looks": looks, "calibrated": calibrated, **vars(overrides), "sparsity": size.sparsity}
+    chosen = recipe_asked(recipe, size.edited, **asked)
     looking: dict[str, Any] = {"text": text, "calibrated": calibrated, "device": device, **vars(access)}
     with quiet(), progress_bars() as progress:
         options = {"edited": size.edited, "limit": limit, "context": context, "force": force, "progress": progress}

@@ -213,9 +213,8 @@ def prune(
     model, out_folder = given(MODEL=model, OUT=out_folder)
     limit = size.limit
     shares = numbers(size.sparsity) if size.sparsity is not None else []
-    chosen = recipe_asked(
-        inputs.recipe, size.plan_file, looks=not streamed.stream, **_replaced(shares, inputs, overrides)
-    )
+    asked = {"looks": not streamed.stream, "calibrated": inputs.calibrated, **_replaced(shares, inputs, overrides)}
+    chosen = recipe_asked(inputs.recipe, size.plan_file, **asked)
     if dry_run:
         with quiet():
             rows = _dry_runs(model, _sizes(chosen, shares), plan=size.plan_file, limit=limit, **vars(access))

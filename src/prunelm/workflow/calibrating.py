@@ -14,6 +14,7 @@ from ..progress import Progress, silent
 from ..recipe import Recipe
 from ..workbench import workbench
 from ..writing import writes
+from . import DEFAULT_RECIPE
 from .files import check_no_hidden, files_of_run, journal_of
 
 
@@ -22,7 +23,7 @@ def calibrate(
     model: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = "best",
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
     text: str | Path | None = None,
     journal: str | Path | None = None,
     device: str | None = None,
@@ -35,8 +36,9 @@ def calibrate(
 ) -> Outlook:
     """Look at a dense model once and save what was seen, for any number of prunes to any size.
 
-    A later `prune(..., calibrated=out)` ranks units and divides its budget by it without a pass over the dense model;
-    only repairs read text again. A search for budgets, where the recipe has one, is made at the recipe's sparsity.
+    A later `prune(..., calibrated=out)` takes its recipe from there, ranks units and divides its budget by it without a
+    pass over the dense model; only repairs read text again. A search for budgets, where the recipe has one, is made at
+    the recipe's sparsity.
 
     Raises:
         PruneLMError: one line that says what to do; nothing was written.

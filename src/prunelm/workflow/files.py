@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import calibration_digest, fingerprint
+from ..calibration import calibrated_recipe, calibration_digest, fingerprint
 from ..checkpoint import save
 from ..data import Batches
 from ..errors import DataError, RecipeError
@@ -25,6 +25,7 @@ from ..stream import Room
 from ..streaming import Streaming, Tell, streamed
 from ..workbench import Workbench
 from ..writing import check_target
+from . import DEFAULT_RECIPE
 from .inspecting import planned
 from .texts import calibration_batches, plain, read_text
 
@@ -45,6 +46,17 @@ def check_no_hidden(recipe: Recipe, what: str) -> None:
     """
     if recipe.hidden:
         raise RecipeError(f"hidden {recipe.hidden:g} does not go with {what}: leave one of the two out")
+
+
+def recipe_or_default(
+    recipe: str | Path | Recipe | None, calibrated: str | Path | None = None, **overrides: Any
+) -> Recipe:
+    """The recipe that is named; without a name that of a saved calibration, or else the default one."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe is None and calibrated is not None:
+        return calibrated_recipe(calibrated, **overrides)
+    return Recipe.load(recipe or DEFAULT_RECIPE, **overrides)
 
 
 def dtype_named(name: str, what: str) -> torch.dtype:
@@ -211,7 +223,7 @@ def journal_of(
     """
     if path is None:
         return None
-    if not sizes[0].rounds and sizes[0].policy is None:
+    if not sizes[0].searches:
         raise RecipeError(f"recipe {sizes[0].name!r} makes no search that a journal could keep: leave it out")
     facts = {"model": fingerprint(source), "recipes": [r.to_dict() for r in sizes], "calibration": calibration.facts}
     return Journal(Path(path), facts)

@@ -23,8 +23,17 @@ from ..sizing import Sized
 from ..streaming import Streaming, Tell, streaming, tell_nobody
 from ..workbench import Workbench, workbench
 from ..writing import check_target, writes
-from . import DEFAULT_RECIPE
-from .files import Announce, Files, check_no_hidden, dtype_named, files_of_run, journal_of, lasting, silently
+from .files import (
+    Announce,
+    Files,
+    check_no_hidden,
+    dtype_named,
+    files_of_run,
+    journal_of,
+    lasting,
+    recipe_or_default,
+    silently,
+)
 from .holding_out import held_out_of
 
 
@@ -33,7 +42,7 @@ def prune(
     model: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    recipe: str | Path | Recipe | None = None,
     text: str | Path | None = None,
     calibrated: str | Path | None = None,
     journal: str | Path | None = None,
@@ -60,7 +69,7 @@ def prune(
     Args:
         model: a Hugging Face folder, a hub name, or a .gguf file.
         out: folder to write.
-        recipe: a name, a TOML file, or a `Recipe`.
+        recipe: a name, a TOML file, or a `Recipe`; by default that of `calibrated`, or else `best-uniform`.
         text: calibration text; see `read_documents`. Not needed where the recipe reads none or generates its own.
         calibrated: a folder of `calibrate`, in place of looking at the dense model again; text is still needed where
             the recipe repairs.
@@ -88,7 +97,7 @@ def prune(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    chosen = recipe_or_default(recipe, calibrated, **overrides)
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     check_target(out, force=force)
     size = sized_by(plan, limit, find_model(model, **access), chosen, progress=progress)
