@@ -44,9 +44,7 @@ def check_tasks(setting: Setting) -> None:
 def _manager(setting: Setting) -> Any:
     if importlib.util.find_spec("lm_eval") is None:
         raise EvaluationError("tasks are measured by lm-eval, which is not installed: pip install 'prunelm[eval]'")
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=setting.include_path)
+    manager = _indexed(setting.include_path)
     unknown = [name for name in setting.tasks if not manager.match_tasks([name])]
     if unknown:
         where = f" (looked in {setting.include_path} too)" if setting.include_path else ""
@@ -55,6 +53,14 @@ def _manager(setting: Setting) -> Any:
             "your own are found with --include-path DIR."
         )
     return manager
+
+
+@functools.lru_cache(maxsize=1)
+def _indexed(include_path: str | None) -> Any:
+    """lm-eval's index of its tasks and of those in a folder, which takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
 
 
 def _version() -> str:
