@@ -60,12 +60,10 @@ def questions(
         EvaluationError: the tokenizer has no mask token.
     """
     length = min(length, model.config.max_position_embeddings)
-    if task == "classifier":
-        rows = _cut(read_labeled(text), tokenizer, max_tokens)
-        texts, labels = [sentence for sentence, _ in rows], torch.tensor([label for _, label in rows])
-        check_labels(model.config, labels.tolist())
-    else:
-        texts, labels = texts_of(text, tokenizer, max_tokens), None
+    texts, numbers = labeled_texts(task, text, tokenizer, max_tokens)
+    labels = torch.tensor(numbers) if numbers is not None else None
+    if numbers is not None:
+        check_labels(model.config, numbers)
     batches = padded_batches([change(one) for one in texts] if change else texts, tokenizer, length, AT_ONCE)
     check_ids(model.config, batches)
     generator, asked = torch.Generator().manual_seed(seed), []
@@ -173,6 +171,20 @@ def check_texts(
             f"{first_bad_block(model, ids[None])} gave the first. The arithmetic overflows or the weights are "
             "damaged: try --dtype float32."
         )
+
+
+def labeled_texts(
+    task: str, text: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
+) -> tuple[list[str], list[int] | None]:
+    """The texts that an encoder is asked about, cut off once they hold `max_tokens`, and a classifier's labels.
+
+    Raises:
+        DataError: cannot be read, or no label where one is needed.
+    """
+    if task != "classifier":
+        return texts_of(text, tokenizer, max_tokens), None
+    rows = _cut(read_labeled(text), tokenizer, max_tokens)
+    return [sentence for sentence, _ in rows], [label for _, label in rows]
 
 
 def texts_of(text: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> list[str]:

@@ -12,6 +12,8 @@ MOST = 1024
 BYTES = 5
 FLAGGED = 0.01
 """Share of an evaluation text's n-grams that may be in the calibration text before the result is flagged."""
+FEWEST = 30
+"""N-grams that must be checked before a text counts as not seen: a tenth of it in common shows with 95 %."""
 
 
 def sketch(texts: Iterable[str]) -> dict[str, Any]:
@@ -29,14 +31,22 @@ def sketch(texts: Iterable[str]) -> dict[str, Any]:
     return {"words": WORDS, "modulus": modulus, "hashes": base64.b64encode(packed).decode()}
 
 
-def overlap(text: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The share of a text's 8-grams that a sketched text holds too, estimated from those that the sketch could keep."""
+def overlap(texts: str | Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of some texts' 8-grams that a sketched text holds too, estimated from those that the sketch could keep.
+
+    `unknown` says why nothing is known: none was shared, but fewer than 30 could be checked.
+    """
     raw = base64.b64decode(known["hashes"])
     there = {int.from_bytes(raw[i : i + BYTES], "big") for i in range(0, len(raw), BYTES)}
-    mine = [h for h in _hashes(text) if h % known["modulus"] == 0]
+    texts = [texts] if isinstance(texts, str) else texts
+    mine = [h for text in texts for h in _hashes(text) if h % known["modulus"] == 0]
     shared = sum(h in there for h in mine)
     share = shared / len(mine) if mine else 0.0
-    return {"share": share, "checked": len(mine), "shared": shared, "flagged": share > FLAGGED}
+    found: dict[str, Any] = {"share": share, "checked": len(mine), "shared": shared, "flagged": share > FLAGGED}
+    if shared == 0 and len(mine) < FEWEST:
+        few = f"only {len(mine)} of its 8-word passages could be checked, at least {FEWEST} are needed"
+        found["unknown"] = f"{few}; score more text"
+    return found
 
 
 def apart(text: str, other: str) -> str:

@@ -1,7 +1,10 @@
 """Calibrate on one text, test on another: the matrix that says how much a pruned model hangs on its calibration."""
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import fingerprint
-from .data import JOIN, read_documents
+from .data import JOIN, prefix_ids, read_documents
 from .errors import DataError, EvaluationError
 from .evaluation import check_losses, text_windows, window_bytes
+from .journal import Journal
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .overlap import overlap
 from .progress import Progress, named, silent
 from .pruning import prune_
 from .recipe import Recipe
-from .results import write_results
-from .scoring import score_windows
+from .results import versions, write_results
+from .scoring import Record, score_windows
 from .suite.quality import perplexities
 from .tasks import task_of
 from .workflow.texts import calibration_batches
@@ -44,7 +48,8 @@ def transfer(
     """The quality of a model pruned with each text's first part, on each text's other part, beside the dense model.
 
     A text of several documents is split into those of even and of odd place, a single document in its middle. Nothing
-    is written but `out`, cell by cell; cells that it has are not measured again.
+    is written but `out`, cell by cell; cells that it has of the same texts are not measured again. An interrupted cell
+    goes on from a journal beside it, with the same numbers; its model is pruned anew.
 
     Args:
         model: dense, and causal.
@@ -59,36 +64,52 @@ def transfer(
     Raises:
         PruneLMError: one line that says what to do; finished cells stay in `out`.
     """
-    halves = _halves(texts)
+    known = _read(texts)
     source = find_model(model, **access)
     target = Path(out) if out is not None else None
     named = {"name": Path(source.name).name, **fingerprint(source)}
     head = {"format": FORMAT, "kind": KIND, "model": named, "recipe": recipe.to_dict()}
-    head |= {"length": length, "max_tokens": max_tokens}
+    head |= {"length": length, "max_tokens": max_tokens, "versions": versions()}
     found = _opened(target, head)
+    found["cells"] = [cell for cell in found["cells"] if _stands(cell, known)]
     tokenizer, dense = load_tokenizer(source), load_model(source)
     if task_of(dense) != "causal":
         raise EvaluationError(f"{source.name}: only models that predict the next token can be compared on other texts")
     windows = {
-        name: text_windows(text, f"{name}, tested part", dense, tokenizer, length, max_tokens)
-        for name, (_, text) in halves.items()
+        b: text_windows(text.tested, f"{b}, tested part", dense, tokenizer, length, max_tokens)
+        for b, text in known.items()
     }
-    for a, (documents, _) in halves.items():
-        missing = [b for b in halves if _cell(found, a, b) is None]
+    for a, text in known.items():
+        missing = [b for b, other in known.items() if _cell(found, _asked(text, other)) is None]
         if not missing:
             continue
-        pruned, ngrams = _pruned(source, tokenizer, recipe, documents, a, progress)
+        pruned, ngrams = _pruned(source, tokenizer, recipe, text.calibrated, a, progress)
+        test = functools.partial(_tested, pruned, dense, tokenizer, seed=recipe.seed, progress=progress)
         for b in missing:
-            cell = _tested(pruned, dense, tokenizer, windows[b], f"{a} on {b}", recipe.seed, progress)
-            met = overlap(halves[b][1], ngrams) if ngrams else None
-            found["cells"].append({"calibrated": a, "tested": b, **cell, "overlap": met})
+            asked = _asked(text, known[b])
+            journal = _journal(target, {**head, **asked, "threads": torch.get_num_threads()})
+            cell = test(windows[b], f"{a} on {b}", journal)
+            met = overlap(_scored(windows[b], tokenizer), ngrams) if ngrams else None
+            found["cells"].append({**asked, **cell, "overlap": met})
             if target is not None:
                 write_results(target, found)
+            if journal.path is not None:
+                journal.path.unlink()
     return found
 
 
-def _halves(texts: Sequence[str | Path]) -> dict[str, tuple[list[str], str]]:
-    """By name: the documents to calibrate on, and the text to test on.
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A text: its name, what it is calibrated on, what it is tested on, and the checksum of all of it."""
+
+    name: str
+    calibrated: list[str]
+    tested: str
+    sha256: str
+
+
+def _read(texts: Sequence[str | Path]) -> dict[str, _Text]:
+    """The texts by name.
 
     Raises:
         DataError: fewer than two texts, or two of one name.
@@ -100,15 +121,45 @@ def _halves(texts: Sequence[str | Path]) -> dict[str, tuple[list[str], str]]:
     for name, path in zip(names, texts, strict=True):
         documents = read_documents(path)
         if len(documents) > 1:
-            found[name] = (documents[::2], JOIN.join(documents[1::2]))
+            one, other = documents[::2], JOIN.join(documents[1::2])
         else:
             middle = len(documents[0]) // 2
-            found[name] = ([documents[0][:middle]], documents[0][middle:])
+            one, other = [documents[0][:middle]], documents[0][middle:]
+        digest = hashlib.sha256(JOIN.join(documents).encode()).hexdigest()
+        found[name] = _Text(name=name, calibrated=one, tested=other, sha256=digest)
     return found
 
 
-def _cell(found: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
-    return next((cell for cell in found["cells"] if (cell["calibrated"], cell["tested"]) == (a, b)), None)
+def _asked(one: _Text, other: _Text) -> dict[str, Any]:
+    """Which cell is meant: the names and the checksums of its texts."""
+    digests = {"calibrated": one.sha256, "tested": other.sha256}
+    return {"calibrated": one.name, "tested": other.name, "sha256": digests}
+
+
+def _cell(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The cell of these very texts."""
+    return next((c for c in found["cells"] if all(c.get(name) == value for name, value in asked.items())), None)
+
+
+def _stands(cell: Mapping[str, Any], known: Mapping[str, _Text]) -> bool:
+    """Whether a cell is of these texts, as far as it is of texts of these names."""
+    digests = cell.get("sha256", {})
+    ends = [end for end in ("calibrated", "tested") if cell[end] in known]
+    return all(digests.get(end) == known[cell[end]].sha256 for end in ends)
+
+
+def _journal(target: Path | None, facts: Mapping[str, Any]) -> Journal:
+    """The journal of a cell, beside the file."""
+    if target is None:
+        return Journal()
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    return Journal(target.with_name(f".{target.name}.{digest}.journal"), facts)
+
+
+def _scored(windows: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of some windows, one after the other."""
+    skipped = len(prefix_ids(tokenizer))
+    return str(tokenizer.decode(torch.cat([window[skipped:] for window in windows]).tolist()))
 
 
 def _pruned(
@@ -131,17 +182,24 @@ def _tested(
     tokenizer: PreTrainedTokenizerBase,
     windows: Sequence[Tensor],
     stage: str,
+    journal: Journal,
+    *,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    records = []
+    records: list[Record] = []
     for i, window in enumerate(windows):
         progress(stage, i, len(windows))
-        records += score_windows(model, torch.stack([window]), dense)
+        records += journal.entry(functools.partial(_entry, model, window, dense))["windows"]
     progress(stage, len(windows), len(windows))
     check_losses(model, windows, records, stage)
+    check_losses(dense, windows, [record["dense"] for record in records], f"{stage}, dense model")
     found = perplexities(records, sum(window_bytes(window, tokenizer) for window in windows), seed)
     return {name: value for name, value in found.items() if name != "windows"}
+
+
+def _entry(model: PreTrainedModel, window: Tensor, dense: PreTrainedModel) -> dict[str, Any]:
+    return {"windows": score_windows(model, window[None], dense)}
 
 
 def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:

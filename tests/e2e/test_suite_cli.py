@@ -41,7 +41,7 @@ def test_parts_are_measured_and_kept(
     assert "note:" not in ran.err
     found = json.loads(out.read_text())
     assert found["format"] == 1
-    assert found["parts"]["quality"]["overlap"]["checked"] > 100
+    assert found["parts"]["quality"]["overlap"]["checked"] > 30
     assert not found["parts"]["quality"]["overlap"]["flagged"]
     assert found["model"]["parameters"] < found["against"]["parameters"]
     again = cli(*command, "--parts", "quality", "--json")
@@ -102,3 +102,34 @@ def test_the_model_card_carries_what_was_measured(
     card.write_text("mine")
     assert cli(*command, "--max-tokens", "128", "--out", pruned / "evaluation.json").code == 0
     assert card.read_text() == "mine"
+
+
+def test_what_is_scored_is_looked_for_in_the_calibration_text(
+    cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    """A long text whose scored head was calibrated on is flagged; a few words tell nothing."""
+    dense = tiny_folder("llama")
+    long, unseen = tmp_path / "long.txt", tmp_path / "unseen.txt"
+    words = text_file.read_text()
+    long.write_text(words[:2_500] + " " + " ".join(f"{k * k} {k}" for k in range(40_000)))
+    unseen.write_text(words[20_000:])
+    size = ("--length", "32", "--max-tokens", "1024")
+    flagged = "long.txt: about"
+    page = ("--others", long, "--parts", "quality,shift")
+    assert flagged in cli("evaluate", pruned, "--text", long, *size).err
+    assert flagged in cli("evaluate", pruned, "--text", long, *size, "--parts", "quality").err
+    assert flagged in cli("evaluate", pruned, "--text", unseen, *size, *page).err
+    assert flagged in cli("compare", dense, pruned, "--text", long, *size).err
+    few = cli("evaluate", pruned, "--text", unseen, "--length", "32", "--max-tokens", "96")
+    assert "whether unseen.txt was calibrated on is not known: only" in few.err
+    assert "passages could be checked, at least 30 are needed; score more text" in few.err
+
+
+def test_labeled_texts_are_looked_for_one_by_one(byte_tokenizer: Any, tmp_path: Path) -> None:
+    from prunelm.suite.passages import scored_texts
+    from prunelm.testing import tiny_model
+
+    model = tiny_model("bert", model_class="BertForSequenceClassification", vocab_size=300, max_position_embeddings=128)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "one text", "label": 0}\n{"text": "another text", "label": 1}\n{"text": "c", "label": 1}')
+    assert scored_texts(model, byte_tokenizer, rows, length=7, max_tokens=12) == ["one tex", "another"]

@@ -62,3 +62,42 @@ def test_texts_that_cannot_be_told_apart(cli: Callable[..., Any], tiny_folder: A
     ran = cli("transfer", tiny_folder("bert"), *texts, "--sparsity", "0.3")
     assert ran.code == 1
     assert "predict the next token" in ran.err
+
+
+def test_other_texts_are_measured_anew_and_interrupts_lose_nothing(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], texts: list[Path], tmp_path: Path
+) -> None:
+    model, out, third = tiny_folder("llama"), tmp_path / "transfer.json", tmp_path / "third.txt"
+    third.write_text(pseudo_english(3_000, seed=5))
+    size = ("--sparsity", "0.3", "--recipe", "goa-budget", *SIZE, "--out", out)
+    recipe = prunelm.Recipe.load("goa-budget", sparsity=0.3, samples=8, length=32)
+    options: dict[str, Any] = {"recipe": recipe, "length": 32, "max_tokens": 192, "out": out}
+    stopped: list[str] = []
+
+    def stops(stage: str, done: int, _total: int) -> None:
+        stopped.append(stage)
+        if (stage, done) == ("words on third", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prunelm.transfer(model, [texts[0], third], progress=stops, **options)
+    (journal,) = tmp_path.glob(".transfer.json.*.journal")
+    assert len(journal.read_text().splitlines()) == 3  # what it is of, and two windows
+    assert len(json.loads(out.read_text())["cells"]) == 1
+    assert cli("transfer", model, texts[0], third, *size).code == 0
+    assert not list(tmp_path.glob(".*"))
+    found = json.loads(out.read_text())
+    assert found["cells"] == prunelm.transfer(model, [texts[0], third], **{**options, "out": None})["cells"]
+    assert set(found["versions"]) >= {"torch", "transformers"}
+    # Another text of the same name: its cells go, and those that do not read it stay.
+    third.write_text(" ".join(str(k * k) for k in range(900)))
+    assert cli("transfer", model, texts[0], third, *size).code == 0
+    again = json.loads(out.read_text())
+    assert again["cells"][0] == found["cells"][0]
+    assert all(new["value"] != old["value"] for new, old in zip(again["cells"][1:], found["cells"][1:], strict=True))
+    # Other texts are added, and the table is of those that were asked for.
+    ran = cli("transfer", model, third, texts[1], *size)
+    assert ran.code == 0, ran
+    assert "tested on numbers" in ran.out
+    assert "words" not in ran.out
+    assert len(json.loads(out.read_text())["cells"]) == 7

@@ -5,6 +5,7 @@ import base64
 import pytest
 
 from conftest import pseudo_english
+from prunelm.doubts import flags
 from prunelm.overlap import BYTES, MOST, apart, overlap, sketch
 
 SEEN, OTHER = pseudo_english(60_000, seed=1), pseudo_english(60_000, seed=2)
@@ -26,6 +27,7 @@ def test_other_text_is_not_flagged() -> None:
     assert found["share"] == 0
     assert not found["flagged"]
     assert found["checked"] > 300
+    assert "unknown" not in found
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -43,7 +45,17 @@ def test_case_and_punctuation_do_not_hide_a_copy() -> None:
 def test_short_texts() -> None:
     known = sketch(["too short"])
     assert known["hashes"] == ""
-    assert overlap("also too short", known) == {"share": 0.0, "checked": 0, "shared": 0, "flagged": False}
+    found = overlap("also too short", known)
+    assert (found["share"], found["checked"], found["flagged"]) == (0.0, 0, False)
+    assert found["unknown"].startswith("only 0 of its 8-word passages could be checked, at least 30")
+    (said,) = flags("few.txt", found)
+    assert said.startswith("whether few.txt was calibrated on is not known: only 0 of its")
+    # One passage in common is enough to flag a text, however short.
+    known = sketch([SEEN[:2_000]])
+    copied = overlap(SEEN[:100], known)
+    assert copied["checked"] < 30
+    assert copied["flagged"]
+    assert "unknown" not in copied
 
 
 def test_paragraphs_that_repeat_are_left_out() -> None:

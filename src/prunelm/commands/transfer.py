@@ -43,7 +43,7 @@ def transfer(
     if as_json:
         print_json(found)
         return
-    names = list(dict.fromkeys(cell["tested"] for cell in found["cells"]))
+    names = [text.stem for text in texts]
     table = Table("calibrated on", *(f"tested on {name}" for name in names))
     cells = {(cell["calibrated"], cell["tested"]): cell for cell in found["cells"]}
     table.add_row("dense", *(f"{cells[names[0], name]['dense']['value']:.4g}" for name in names))

@@ -66,6 +66,7 @@ class Subject:
         return {**({"dense": self.against} if self.against is not None else {}), "model": self.source}
 
 
+Read = Callable[[Subject, Setting], list[str]]
 Measure = Callable[[Subject, Setting, Journal, Progress], dict[str, Any]]
 
 
@@ -73,14 +74,15 @@ Measure = Callable[[Subject, Setting, Journal, Progress], dict[str, Any]]
 class Part:
     """One part of the suite: what it measures, for which kinds of models, and the settings that its numbers hang on.
 
-    The numbers of a `timed` part hang on the device too. `check` raises before anything is loaded.
+    `reads` gives what it scores of the text. The numbers of a `timed` part hang on the device too. `check` raises
+    before anything is loaded.
     """
 
     summary: str
     measure: Measure
     kinds: frozenset[str]
     settings: tuple[str, ...]
-    reads_text: bool = True
+    reads: Read | None = None
     reads_others: bool = False
     timed: bool = False
     paired_only: bool = False
@@ -96,6 +98,7 @@ def _text_parts() -> dict[str, Part]:
     """Parts that are about what a model makes of a text."""
     from .generation import generation
     from .noise import noise
+    from .passages import all_read, masked_read, windows_read
     from .positions import positions
     from .pseudo import pseudo_perplexity
     from .quality import quality
@@ -105,36 +108,42 @@ def _text_parts() -> dict[str, Part]:
         "quality": Part(
             summary="perplexity or accuracy, paired with dense; bits per byte, KL, agreement, calibration error",
             measure=quality,
+            reads=windows_read,
             kinds=EVERY,
             settings=WINDOWS,
         ),
         "positions": Part(
             summary="perplexity by position in the longest window that the model reads, at most 4 x length",
             measure=positions,
+            reads=windows_read,
             kinds=CAUSAL,
             settings=WINDOWS,
         ),
         "pseudo-perplexity": Part(
             summary="every token masked in turn",
             measure=pseudo_perplexity,
+            reads=masked_read,
             kinds=frozenset({"masked"}),
             settings=("length", "pseudo_tokens", "batch_size", "dtype"),
         ),
         "generation": Part(
             summary="greedy continuations beside those of dense, and where they part",
             measure=generation,
+            reads=all_read,
             kinds=CAUSAL,
             settings=("prompts", "new_tokens", "dtype"),
         ),
         "noise": Part(
             summary="perplexity with typos, other casing, lost punctuation, shuffled sentences",
             measure=noise,
+            reads=windows_read,
             kinds=CAUSAL,
             settings=WINDOWS,
         ),
         "shift": Part(
             summary="perplexity on texts of other kinds, and what the change costs (needs --others)",
             measure=shift,
+            reads=windows_read,
             kinds=CAUSAL,
             settings=WINDOWS,
             reads_others=True,
@@ -145,6 +154,7 @@ def _text_parts() -> dict[str, Part]:
 def _other_parts() -> dict[str, Part]:
     """Parts that are about heads, tasks, time and memory."""
     from .heads import heads
+    from .passages import windows_read
     from .tasks import check_tasks, tasks
     from .timing import memory, speed
     from .widths import widths
@@ -153,6 +163,7 @@ def _other_parts() -> dict[str, Part]:
         "heads": Part(
             summary="which attention heads of the dense model attend alike, for the graphs of the report",
             measure=heads,
+            reads=windows_read,
             kinds=EVERY,
             settings=("length", "dtype"),
             paired_only=True,
@@ -162,7 +173,6 @@ def _other_parts() -> dict[str, Part]:
             measure=tasks,
             kinds=CAUSAL,
             settings=("tasks", "include_path", "limit", "batch_size", "seed", "dtype"),
-            reads_text=False,
             check=check_tasks,
         ),
         "speed": Part(
@@ -170,7 +180,6 @@ def _other_parts() -> dict[str, Part]:
             measure=speed,
             kinds=EVERY,
             settings=("rounds", "dtype"),
-            reads_text=False,
             timed=True,
         ),
         "widths": Part(
@@ -178,7 +187,6 @@ def _other_parts() -> dict[str, Part]:
             measure=widths,
             kinds=EVERY,
             settings=("rounds", "dtype"),
-            reads_text=False,
             timed=True,
         ),
         "memory": Part(
@@ -186,7 +194,6 @@ def _other_parts() -> dict[str, Part]:
             measure=memory,
             kinds=EVERY,
             settings=("dtype",),
-            reads_text=False,
             timed=True,
         ),
     }

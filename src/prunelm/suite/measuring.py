@@ -88,8 +88,8 @@ def measure(
         if known is not None and all(known.get(key) == value for key, value in asked.items()):
             continue
         found["parts"][name] = _run(name, part, subject, setting, asked, target, head, progress)
-        if part.reads_text:
-            found["parts"][name]["overlap"] = calibration_overlap(source, words)
+        if part.reads is not None:
+            found["parts"][name]["overlap"] = calibration_overlap(source, part.reads(subject, setting))
         found["versions"] = versions()
         if target is not None:
             write_results(target, found)
@@ -104,7 +104,7 @@ def _asked(
 ) -> dict[str, Any]:
     """What the numbers of a part hang on; texts with their checksums."""
     asked: dict[str, Any] = {"settings": dict(settings_of(part, setting))}
-    if part.reads_text:
+    if part.reads is not None:
         asked["text"] = {"name": text.name, "sha256": digest}
     if part.timed:
         asked["device"] = device_words(source.device)

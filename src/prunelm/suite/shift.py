@@ -7,7 +7,7 @@ from ..data import JOIN, read_documents
 from ..journal import Journal
 from ..progress import Progress
 from . import Setting, Subject
-from .passages import calibration_overlap
+from .passages import calibration_overlap, scored_texts
 from .texts import beside, score_text
 
 
@@ -27,6 +27,7 @@ def shift(subject: Subject, setting: Setting, journal: Journal, progress: Progre
         words = JOIN.join(read_documents(place))
         one = score_text(subject, words, setting, journal, progress, place.name, str(place))
         compared = beside(one, home, list(subject.models), setting.seed)
-        met = calibration_overlap(subject.source, words)
+        sizes: dict[str, Any] = {"length": setting.length, "max_tokens": setting.max_tokens}
+        met = calibration_overlap(subject.source, scored_texts(subject.model, subject.tokenizer, place, **sizes))
         rows.append({"text": place.name, **one.found, **compared, "overlap": met})
     return {"home": {"text": subject.text.name, **home.found}, "others": rows}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import JOIN, read_documents
+from ..data import read_documents
 from ..evaluation import check_tokenizers
 from ..evaluation import evaluate as evaluate_model
 from ..journal import own_journal
@@ -12,7 +12,7 @@ from ..loading import bytes_on_disk, find_dense, find_model, load_model, load_to
 from ..progress import Progress, named, silent
 from ..quantizing import check_formats, quantized_rows
 from ..speed import prefill_speed
-from ..suite.passages import calibration_overlap
+from ..suite.passages import calibration_overlap, scored_texts
 from .evaluating import evaluation_facts
 
 
@@ -40,7 +40,8 @@ def compare(
     others = [find_model(model, **access) for model in models[1:]]
     sources = [find_dense(models[0], others[0], **access) if others else find_model(models[0], **access), *others]
     tokenizer = load_tokenizer(sources[0]) if text is not None else None
-    words = JOIN.join(read_documents(text)) if text is not None else ""
+    if text is not None:
+        read_documents(text)
     for source in others if tokenizer is not None else []:
         check_tokenizers(load_tokenizer(source), tokenizer)
     dense = load_model(sources[0])
@@ -61,7 +62,8 @@ def compare(
                 row["evaluation"] = evaluate_model(
                     model, tokenizer, text, against=against, journal=journal, progress=stage, **sizes
                 ).to_dict()
-            row["evaluation"]["facts"]["overlap"] = calibration_overlap(source, words)
+            read = scored_texts(model, tokenizer, Path(text), **sizes)
+            row["evaluation"]["facts"]["overlap"] = calibration_overlap(source, read)
         if formats:
             options: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "progress": progress}
             row["quantized"] = quantized_rows(model, tokenizer, text, formats, **options)

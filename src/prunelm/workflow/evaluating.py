@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from ..data import JOIN, read_documents
+from ..data import read_documents
 from ..evaluation import Evaluation, check_tokenizers
 from ..evaluation import evaluate as evaluate_model
 from ..journal import own_journal
 from ..loading import Source, find_dense, find_model, load_model, load_tokenizer
 from ..progress import Progress, silent
 from ..results import versions
-from ..suite.passages import calibration_overlap
+from ..suite.passages import calibration_overlap, scored_texts
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
 
     `facts["overlap"]` says how much of the text the model was calibrated on, where its pruning.json knows.
     """
-    words = JOIN.join(read_documents(text))
+    read_documents(text)
     source = find_model(model, **access)
     other = find_dense(against, source, **access) if against is not None else None
     tokenizer = load_tokenizer(source)
@@ -43,7 +43,8 @@ def evaluate(
         loaded = load_model(source)
         dense = load_model(other) if other is not None else None
         found = evaluate_model(loaded, tokenizer, text, against=dense, journal=journal, progress=progress, **sizes)
-    return replace(found, facts={**found.facts, "overlap": calibration_overlap(source, words)})
+    read = scored_texts(loaded, tokenizer, Path(text), length=length, max_tokens=max_tokens)
+    return replace(found, facts={**found.facts, "overlap": calibration_overlap(source, read)})
 
 
 def evaluation_facts(
