@@ -198,7 +198,8 @@ class PlanFile:
                     self._say(
                         site.key,
                         f"{site.key} keeps {counts[site.key]} and others {usual}, but a stock config says one number: "
-                        'make them equal, or set "per_block": true in the recipe (opens with prunelm.load)',
+                        'make them equal, or set "per_block": true in the recipe (opens with trust_remote_code or '
+                        "prunelm.load)",
                     )
 
 

@@ -395,7 +395,7 @@ def _check_allocator(recipe: Recipe) -> None:
     if chosen.needs is not None and not chosen.even and not recipe.per_block:
         raise RecipeError(
             f"allocator {recipe.allocator!r} gives blocks different widths: it needs per_block (opens with "
-            "prunelm.load), or use allocator 'split' or 'uniform'"
+            "trust_remote_code or prunelm.load), or use allocator 'split' or 'uniform'"
         )
 
 
@@ -453,7 +453,8 @@ def _check_policy(recipe: Recipe, policy: Policy) -> None:
         raise RecipeError("policy: a sublayer can only go whole where min_units is 0")
     if policy.pool != "block" and policy.layers != "block" and not recipe.per_block:
         raise RecipeError(
-            "a policy gives blocks different widths: it needs per_block (opens with prunelm.load), or pool 'block'"
+            "a policy gives blocks different widths: it needs per_block (opens with trust_remote_code or prunelm.load), "
+            "or pool 'block'"
         )
 
 

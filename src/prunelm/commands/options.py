@@ -88,7 +88,7 @@ Text = Annotated[
 Samples = Annotated[int | None, typer.Option(help="Number of calibration sequences.")]
 SampleLength = Annotated[int | None, typer.Option(help="Tokens in each calibration sequence.")]
 MaybeSeed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 Length = Annotated[int, typer.Option(help="Tokens in each evaluation window.", min=2)]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens of text.", min=2)]
 
