@@ -59,10 +59,22 @@ def _nowhere() -> Any:
     return open(os.devnull, "w", encoding="utf-8")
 
 
+def _called() -> None:
+    """The command; memory that ran out is an answer too."""
+    try:
+        app(prog_name="prunelm")
+    except (MemoryError, RuntimeError) as error:
+        from .memory import memory_error, ran_out
+
+        if not ran_out(error):
+            raise
+        raise memory_error(error) from error
+
+
 def _run() -> None:
     """The command, by all processes that `torchrun` started; what they cannot share is left to the first."""
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
-        app(prog_name="prunelm")
+        _called()
         return
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -71,13 +83,13 @@ def _run() -> None:
         sys.stdout = _nowhere()
     if command not in SHARED:
         if os.environ["RANK"] == "0":
-            app(prog_name="prunelm")
+            _called()
         return
     from .distributed import give_reason, together
 
     with together():
         try:
-            app(prog_name="prunelm")
+            _called()
         except PruneLMError as error:
             give_reason(str(error))
             raise
@@ -114,4 +126,4 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         where = error.filename or "the output cannot be written"
-        _fail(f"{where}: {error.strerror or error}", 1)
+        _fail(" ".join([f"{where}: {error.strerror or error}", *getattr(error, "__notes__", [])]), 1)

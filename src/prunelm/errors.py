@@ -55,3 +55,8 @@ class EvaluationError(PruneLMError, ArithmeticError):
 
 class ResumeError(PruneLMError, ValueError):
     """Unfinished work cannot be gone on with: there is none, or it is of other inputs, another recipe or version."""
+
+
+def comes_again(error: BaseException) -> bool:
+    """Whether the same command would meet an error again; one of disk, device or memory, or an interrupt, may pass."""
+    return isinstance(error, PruneLMError) and not isinstance(error, CheckpointError | DeviceError)

@@ -187,8 +187,8 @@ def _in_reach(model: PreTrainedModel, everything: list[Site], recipe: Recipe) ->
     if fixed:
         notes.append(
             f"{kind}: no stock config can say another number of heads, so {' and '.join(sorted(fixed))} "
-            "stays and FFN channels pay the whole budget; --per-block prunes heads too (opens with trust_remote_code or "
-            "prunelm.load)"
+            "stays and FFN channels pay the whole budget; --per-block prunes heads too (opens with "
+            "trust_remote_code or prunelm.load)"
         )
     for name, reader in unread_sites(model.config, readers_of(recipe.targets)).items():
         if name not in fixed and not recipe.drops_blocks and name in recipe.sites:
@@ -387,6 +387,6 @@ def _check_uniform(sites: list[Site], counts: Counts) -> None:
         if len(widths) > 1:
             raise BudgetError(
                 f"blocks would keep from {min(widths)} to {max(widths)} units of {name}, and a stock config says one "
-                "number for all. Say --per-block (opens with trust_remote_code or prunelm.load), or use --allocator uniform "
-                "on all blocks."
+                "number for all. Say --per-block (opens with trust_remote_code or prunelm.load), or use --allocator "
+                "uniform on all blocks."
             )

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .differing import differences, in_words
 from .distributed import agreed_data, is_writer
-from .errors import CalibrationError, PruneLMError
+from .errors import CalibrationError, OutputError, comes_again
 from .writing import explained, write_whole
 
 FORMAT = 2
@@ -23,11 +24,19 @@ class Journal:
     Without a path nothing is kept. The first line says what the work is of, and must say the same each time. Every line
     is on the disk before the work goes on, and carries a checksum of all lines so far, so that one that was altered,
     lost or moved is noticed. A last line that was cut short by the interrupt is dropped. With `after`, nothing is
-    written in so many seconds: shorter work leaves no file.
+    written in so many seconds: shorter work leaves no file. Where it is `optional`, work goes on without it when it
+    cannot be written any more.
     """
 
-    def __init__(self, path: Path | None = None, facts: Mapping[str, Any] | None = None, *, after: float = 0.0) -> None:
-        self.path = path if is_writer() else None
+    def __init__(
+        self,
+        path: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        after: float = 0.0,
+        optional: bool = False,
+    ) -> None:
+        self.path, self._optional = path if is_writer() else None, optional
         self._waits, self._begun, self._held = after, time.monotonic(), ""
         self._known: list[dict[str, Any]] = []
         self.read = 0
@@ -63,40 +72,59 @@ class Journal:
             line, self._sum = _sealed(made, self._sum)
             self._held += line
             if time.monotonic() - self._begun >= self._waits:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with explained(self.path), self.path.open("a", encoding="utf-8") as opened:
+                self._write(self.path)
+        return made
+
+    def _write(self, path: Path) -> None:
+        """Have what is held back on the disk."""
+        try:
+            with explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as opened:
                     opened.write(self._held)
                     opened.flush()
                     os.fsync(opened.fileno())
-                self._held = ""
-        return made
+        except OutputError:
+            if not self._optional:
+                raise
+            self.path = None
+        self._held = ""
 
 
 @contextlib.contextmanager
-def own_journal(facts: Mapping[str, Any]) -> Iterator[Journal]:
+def own_journal(facts: Mapping[str, Any], *, spent: float = 0.0) -> Iterator[Journal]:
     """A journal of work that writes no file beside which it could lie, in the user's folder for states.
 
-    It begins once the work has taken a minute, and goes when the body ends well. Where that folder cannot be written,
-    nothing is kept; a damaged journal is begun anew.
+    It begins once the work has taken a minute, of which some seconds may be `spent`, and goes when the body ends well
+    or with an error that would come again. Where that folder cannot be written, nothing is kept; a damaged journal is
+    begun anew.
     """
+    folder = state_folder()
+    if folder is None:
+        yield Journal()
+        return
+    path = folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
+    options: dict[str, Any] = {"after": max(0.0, MINUTE - spent), "optional": True}
+    try:
+        journal = Journal(path, facts, **options)
+    except CalibrationError:
+        path.unlink()
+        journal = Journal(path, facts, **options)
+    try:
+        yield journal
+    except BaseException as error:
+        if comes_again(error):
+            path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def state_folder() -> Path | None:
+    """Where unfinished work lies that has no place of its own, made or not; None where it cannot be written."""
     state = os.environ.get("XDG_STATE_HOME")
     folder = (Path(state) if state else Path.home() / ".local" / "state") / "prunelm"
     above = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    path = folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
-    if not os.access(above, os.W_OK):
-        yield Journal()
-        return
-    try:
-        journal = Journal(path, facts, after=MINUTE)
-    except CalibrationError:
-        path.unlink()
-        journal = Journal(path, facts, after=MINUTE)
-    try:
-        yield journal
-    except PruneLMError:
-        path.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
+    return folder if os.access(above, os.W_OK) else None
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -138,8 +166,8 @@ def _opened(line: bytes) -> dict[str, Any] | None:
 
 
 def _same(path: Path, there: Mapping[str, Any], head: Mapping[str, Any]) -> None:
-    differ = sorted(name for name in {*there, *head} if there.get(name) != head.get(name))
+    differ = differences(there, head)
     if differ:
         raise CalibrationError(
-            f"{path}: the journal of another search ({', '.join(differ)} differ). Name another file, or remove it."
+            f"{path}: the journal of another search: {in_words(differ)}. Name another file, or remove it."
         )

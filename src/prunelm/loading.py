@@ -44,6 +44,7 @@ TOKENIZER_FILES = (
 )
 _DAMAGED = (
     AttributeError,
+    ImportError,
     IndexError,
     KeyError,
     OSError,
@@ -169,6 +170,7 @@ def find_model(
     if not isinstance(source.config().get("model_type"), str):
         raise CheckpointError(f"{folder / 'config.json'}: it names no model_type, so no family can be found")
     quantization_of(source.config(), str(name))
+    _check_attention(source)
     _check_weights(folder, allow_pickle)
     return source
 
@@ -203,18 +205,38 @@ def _from_hub(name: str, allow_pickle: bool) -> Path:
         ) from error
 
 
+def _check_attention(source: Source) -> None:
+    """Raise if the config has attention come from the hub, as code that would run here."""
+    raw = source.config()
+    parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
+    named = [part.get(key) for part in parts for key in ("attn_implementation", "_attn_implementation")]
+    named += [name for several in named if isinstance(several, dict) for name in several.values()]
+    foreign = next((name for name in named if isinstance(name, str) and "/" in name), None)
+    if foreign is not None and not source.trust_remote_code:
+        raise CheckpointError(
+            f"{source.folder / 'config.json'}: attn_implementation {foreign!r} is code from the hub. Take that line "
+            "out, or say --trust-remote-code if you trust its author."
+        )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of which lie beside it."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{index}: it has no weight_map of file names")
+    folder = index.parent
+    files = [folder / name for name in sorted(set(shards.values()))]
+    outside = [f.name for f in files if f.name == ".." or f.parent.resolve() != folder.resolve()]
+    if outside:
+        raise CheckpointError(f"{index}: {outside[0]!r} lies outside the folder")
+    return files
+
+
 def _check_weights(folder: Path, allow_pickle: bool) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(f"{index}: it has no weight_map of file names")
-        files = [folder / name for name in sorted(set(shards.values()))]
-        outside = [f.name for f in files if f.name == ".." or f.parent.resolve() != folder.resolve()]
-        if outside:
-            raise CheckpointError(f"{index}: {outside[0]!r} lies outside the folder")
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    index, other = folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"
+    files = _shards(index) if index.is_file() else sorted(folder.glob("*.safetensors"))
+    if allow_pickle and other.is_file():
+        _shards(other)
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if not files and pickled and not allow_pickle:
         raise CheckpointError(

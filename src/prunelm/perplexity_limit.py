@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import BudgetError, DataError, EvaluationError
 from .evaluation import check_losses, text_windows
+from .journal import Journal
 from .limits import MaxPerplexity
 from .progress import Progress
 from .pruning import Report
@@ -51,7 +52,7 @@ class Search:
     """What was tried: sparsities with their perplexities, and the smallest model within the limit."""
 
     limit: float
-    trials: list[dict[str, float | None]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
     best: Pruned | None = None
     low: float = 0.0
     high: float = 1.0
@@ -115,6 +116,7 @@ def within(
     measure: Callable[[PreTrainedModel], float],
     most: float,
     text: str,
+    journal: Journal,
     progress: Progress,
 ) -> tuple[PreTrainedModel, Report, dict[str, Any]]:
     """The smallest model found whose perplexity is within the limit, its report, and what was tried.
@@ -127,6 +129,7 @@ def within(
         measure: its perplexity, with the weights as they are written.
         most: the largest sparsity that the sites allow.
         text: what it is measured on, in words.
+        journal: of trials, which are not made again; the one that is kept is pruned again.
         progress: told about every trial.
 
     Raises:
@@ -138,10 +141,10 @@ def within(
         raise BudgetError(f"{what}, which the dense model does not meet itself. Ask for more than {dense:.4g}.")
     while not search.over(most):
         progress("trials", len(search.trials), TRIALS)
-        _try(search, search.next(min(recipe.sparsity, most), most), prune, measure)
+        _try(search, search.next(min(recipe.sparsity, most), most), prune, measure, journal)
     progress("trials", TRIALS, TRIALS)
     said = ", ".join(_said(trial) for trial in search.trials)
-    if search.best is None:
+    if not search.low:
         raise BudgetError(f"{what}; every size tried is above: {said}. Ask for more, or use a recipe that repairs.")
     found = next(t for t in search.trials if t["sparsity"] == search.low)
     asked = {
@@ -153,29 +156,39 @@ def within(
         "sparsity": search.low,
         "trials": search.trials,
     }
-    model, report = search.best
+    model, report = search.best or prune(search.low)
     note = f"{what}: {found['perplexity']:.4g} at sparsity {search.low:.4g} (tried: {said})"
     report.notes.insert(0, note)
     return model, report, asked
 
 
 def _try(
-    search: Search, sparsity: float, prune: Callable[[float], Pruned], measure: Callable[[PreTrainedModel], float]
+    search: Search,
+    sparsity: float,
+    prune: Callable[[float], Pruned],
+    measure: Callable[[PreTrainedModel], float],
+    journal: Journal,
 ) -> None:
     """Prune to a sparsity, measure, and narrow the search; a size that cannot be met counts as too much."""
-    try:
-        model, report = prune(sparsity)
-        value = measure(model)
-    except (BudgetError, EvaluationError):
-        value = math.inf
-    search.trials.append({"sparsity": sparsity, "perplexity": value if math.isfinite(value) else None})
-    if value <= search.limit:
-        search.low, search.best = sparsity, (model, report)
+    made: list[Pruned] = []
+
+    def trial() -> dict[str, Any]:
+        try:
+            made.append(prune(sparsity))
+            value = measure(made[0][0])
+        except (BudgetError, EvaluationError):
+            value = math.inf
+        return {"sparsity": sparsity, "perplexity": value if math.isfinite(value) else None}
+
+    found = journal.entry(trial)
+    search.trials.append(found)
+    if found["perplexity"] is not None and found["perplexity"] <= search.limit:
+        search.low, search.best = sparsity, made[0] if made else None
     else:
         search.high = sparsity
 
 
-def _said(trial: dict[str, float | None]) -> str:
+def _said(trial: dict[str, Any]) -> str:
     value = trial["perplexity"]
     return f"{'nothing finite' if value is None else f'{value:.4g}'} at {trial['sparsity']:.4g}"
 

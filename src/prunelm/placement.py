@@ -96,10 +96,13 @@ def placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def memory_words(device: torch.device) -> str:
     """How much of a device's memory is free, in words."""
-    if device.type != "cuda":
-        return "memory ran out"
-    free, total = torch.cuda.mem_get_info(device)
-    return f"{free:,} of {total:,} are free"
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    elif device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        free, total = (os.sysconf(f"SC_{which}PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") for which in ("AV", ""))
+    else:
+        return "it says no more of its memory"
+    return f"{free:,} of {total:,} bytes are free"
 
 
 def exact(t: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The dry run: what a budget would leave of every block, as a table and as a file to edit."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
+from .workbench import Workbench, workbench
 from .workflow import default_recipe
+from .workflow.files import lasting
 from .workflow.inspecting import planned
-from .workflow.texts import read_batches
+from .workflow.texts import plain, read_batches
 from .writing import check_file, writes
 
 
@@ -84,7 +87,7 @@ def plan(
     size = sized_by(edited, limit, source, chosen, progress=progress)
     outlook = load_calibration(calibrated, source=source, recipe=size.recipe) if calibrated is not None else None
     if size.recipe.decides_by_looking and size.decided is None:
-        outlook = outlook or _looked(source, size.recipe, text, progress)
+        outlook = outlook or _looked(source, size.recipe, text, out, force, progress)
         size = sized_by(edited, limit, source, chosen, outlook, progress)
     shapes = skeleton(source)
     counts = size.decided.counts if size.decided is not None else None
@@ -98,11 +101,14 @@ def plan(
     return Planned(recipe=size.recipe, rows=rows, context=context, size=planned(shapes, job), notes=notes)
 
 
-def _looked(source: Source, recipe: Recipe, text: str | Path | None, progress: Progress) -> Outlook:
-    """What a look at the dense model shows.
+def _looked(
+    source: Source, recipe: Recipe, text: str | Path | None, out: str | Path | None, force: bool, progress: Progress
+) -> Outlook:
+    """What a look at the dense model shows; where a file is to be written, an interrupted look goes on beside it.
 
     Raises:
         DataError: there is no text to look with.
+        ResumeError: the file has the unfinished work of another plan.
     """
     if recipe.drops_blocks:
         raise BudgetError(f"recipe {recipe.name!r} drops whole blocks, and a plan is of units: use another recipe.")
@@ -113,7 +119,11 @@ def _looked(source: Source, recipe: Recipe, text: str | Path | None, progress: P
         )
     model = load_model(source)
     batches, refit = read_batches(model, source, recipe, text)
-    return look_at(model, batches, recipe, prepare_(model, recipe), progress, refit=refit)
+    task = {"model": lasting(source.name), "recipe": recipe.to_dict(), "text": lasting(text), "device": source.where}
+    kept = nullcontext(Workbench()) if out is None else workbench(out, task, command="plan", force=force)
+    with kept as bench:
+        bench.check({"model": fingerprint(source), "calibration": plain(batches.facts)})
+        return look_at(model, batches, recipe, prepare_(model, recipe), progress, bench=bench, refit=refit)
 
 
 def _price_note(rows: list[dict[str, Any]], recipe: Recipe, name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import BudgetError
 from .evaluation import evaluate
+from .journal import Journal
 from .progress import Progress, named
 from .registry import did_you_mean
 from .sites import find_sites
@@ -56,9 +57,13 @@ def quantized_rows(
     *,
     length: int,
     max_tokens: int | None,
+    journals: Callable[[str], Journal],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Bytes of a model's weights in each format and, where a text is given, quality with its weights rounded to it."""
+    """Bytes of a model's weights in each format and, where a text is given, quality with its weights rounded to it.
+
+    `journals` gives one for each format.
+    """
     tensors = stored_after(model, find_sites(model), {})
     rows = []
     for name in formats:
@@ -70,6 +75,7 @@ def quantized_rows(
                 text,
                 length=length,
                 max_tokens=max_tokens,
+                journal=journals(name),
                 progress=named(progress, name),
             )
             row |= {"metric": found.metric, "value": found.value, "error": found.error}

@@ -453,8 +453,8 @@ def _check_policy(recipe: Recipe, policy: Policy) -> None:
         raise RecipeError("policy: a sublayer can only go whole where min_units is 0")
     if policy.pool != "block" and policy.layers != "block" and not recipe.per_block:
         raise RecipeError(
-            "a policy gives blocks different widths: it needs per_block (opens with trust_remote_code or prunelm.load), "
-            "or pool 'block'"
+            "a policy gives blocks different widths: it needs per_block (opens with trust_remote_code or "
+            "prunelm.load), or pool 'block'"
         )
 
 

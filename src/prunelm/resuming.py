@@ -14,6 +14,7 @@ from .workbench import forget, unfinished
 from .workflow.calibrating import calibrate
 from .workflow.one_size import prune
 from .workflow.several_sizes import prune_sizes
+from .writing import claimed
 
 
 def resume(
@@ -43,8 +44,15 @@ def resume(
     task = head["task"]
     sparsities = task.pop("sparsities")
     if head["stands"] and len(sparsities) == 1:
-        forget(out)
+        if is_writer():
+            with claimed(out):
+                forget(out)
         return {}
+    if is_writer() and Path(out).exists() and len(sparsities) == 1 and not head["force"]:
+        raise ResumeError(
+            f"{out} exists, and is not what the unfinished work on it has made: move it away, or say --force with the "
+            "whole command to replace it."
+        )
     task["recipe"] = Recipe.from_dict(task["recipe"])
     if "limit" in task:
         task["limit"] = limit_of(**task["limit"])

@@ -141,7 +141,8 @@ def prune_within(
 ) -> Pruned:
     """The smallest model found within a perplexity, measured with its weights as they are written.
 
-    The dense model is looked at once, where the recipe looks; the journal keeps that search only.
+    The dense model is looked at once, where the recipe looks; the journal keeps that search only. Trials are kept on
+    the bench: an interrupted run makes the one that it was at again, and prunes to the size it finds.
 
     Raises:
         BudgetError: not a causal model, or nothing that was tried is within the limit.
@@ -154,13 +155,18 @@ def prune_within(
     del dense
     sizer = Sizer(run.source, run.recipe, outlook)
 
+    begun: list[str] = []
+
     def prune(sparsity: float) -> Pruned:
         size = Sized(recipe=replace(run.recipe, sparsity=sparsity))
         if outlook is not None and run.recipe.decides_by_looking:
             trial = sizer.at(sizer.target_of(sparsity))
             size = Sized(recipe=trial.recipe, decided=Decided(counts=trial.counts))
-        trials = replace(run, journal=None)
-        return trials.at(run.load(), size, outlook, Workbench(), named(run.progress, f"{sparsity:.4g}"))
+        trials, name = replace(run, journal=None), f"{sparsity:.4g}"
+        for earlier in begun:
+            run.bench.drop(f"at-{earlier}")
+        begun[:] = [name]
+        return trials.at(run.load(), size, outlook, run.bench.part(f"at-{name}"), named(run.progress, name))
 
     def measure(model: PreTrainedModel) -> float:
         rounded_(model, dtype)
@@ -174,6 +180,7 @@ def prune_within(
         measure=measure,
         most=sizer.recipe_at(sizer.top).sparsity,
         text=held.name,
+        journal=run.bench.journal("trials"),
         progress=run.progress,
     )
     return model, replace(report, asked={**asked, "windows": len(windows), "length": len(windows[0])})

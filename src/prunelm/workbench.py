@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .differing import differences, in_words
 from .distributed import agreed_bytes, agreed_data, is_writer, size
-from .errors import CheckpointError, DeviceError, ProcessError, ResumeError
+from .errors import ProcessError, ResumeError, comes_again
 from .forms import check_form
 from .journal import Journal
 from .placement import deterministic
 from .results import versions
-from .writing import explained, write_whole
+from .writing import MADE, NOTHING_LEFT, WORK, beside, explained, identity, write_whole
 
 FORMAT = 1
 HEAD, INPUTS = "task.json", "inputs.json"
@@ -34,7 +35,6 @@ _HEAD_FORM = {
     "command": str,
     "task": {"recipe": dict, "sparsities": [float]},
     "force": bool,
-    "replaces": (None, int),
     "threads": int,
     "deterministic": bool,
 }
@@ -42,8 +42,6 @@ WORTH_KEEPING = 60.0
 """Seconds of work from which on an interrupt leaves it for later; a kill leaves it always."""
 RESUMABLE = ("prune", "calibrate")
 """Commands that take --resume; others go on when they are given again."""
-SHOWN = 3
-"""Differences that a refusal names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +100,11 @@ class Workbench:
         (self.folder / name).mkdir(exist_ok=True)
         return Workbench(self.folder / name)
 
+    def drop(self, name: str) -> None:
+        """Let the steps of one part go."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
     def check(self, inputs: Mapping[str, Any]) -> None:
         """Raise unless the work was begun with the same inputs; the first time, note them.
 
@@ -115,11 +118,11 @@ class Workbench:
         if not path.is_file():
             write_whole(path, json.dumps(now, indent=1))
             return
-        differ = _differences(_read(path), now)
+        differ = differences(_read(path), now)
         if differ:
             raise ResumeError(
-                f"{self.folder}: the unfinished work of other inputs: {_said(differ)}. Put them back, or say --force "
-                "with the whole command to begin anew."
+                f"{self.folder}: the unfinished work of other inputs: {in_words(differ)}. Put them back, or say "
+                "--force with the whole command to begin anew."
             )
 
     @property
@@ -164,12 +167,10 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         with deterministic(agreed_data(head["deterministic"])):
             yield bench
     except BaseException as error:
-        passing = not isinstance(error, Exception) or isinstance(error, CheckpointError | DeviceError)
         worth = before or isinstance(error, ProcessError) or time.monotonic() - start >= WORTH_KEEPING
-        if isinstance(error, ResumeError) or (passing and worth and bench.done):
-            if not isinstance(error, ResumeError):
-                error.add_note(f"What is done is kept; {_way_on(command, out)}")
-        else:
+        if not comes_again(error) and worth and bench.done:
+            _add_way_on(error, command, out)
+        elif not isinstance(error, ResumeError):
             shutil.rmtree(bench.folder, ignore_errors=True)
         raise
     finally:
@@ -179,7 +180,7 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
 
 def place_of(out: Path) -> Path:
     """The folder of the unfinished work on `out`."""
-    return out.absolute().parent / f".{out.name}.work"
+    return beside(out, WORK)
 
 
 def unfinished(out: str | Path) -> dict[str, Any]:
@@ -196,13 +197,13 @@ def unfinished(out: str | Path) -> dict[str, Any]:
     head = _read(path)
     check_form(head, _HEAD_FORM, path)
     made_with = _made_with()
-    differ = _differences({name: head.get(name) for name in made_with}, made_with)
+    differ = differences({name: head.get(name) for name in made_with}, made_with)
     if differ:
         raise ResumeError(
-            f"{out}: the unfinished work of another version: {_said(differ)}. Take that again, or say --force "
+            f"{out}: the unfinished work of another version: {in_words(differ)}. Take that again, or say --force "
             "with the whole command to begin anew."
         )
-    return {**head, "stands": _identity(out) not in (None, head["replaces"])}
+    return {**head, "stands": _has_made(out)}
 
 
 def forget(out: str | Path) -> None:
@@ -217,12 +218,12 @@ def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, f
     asked = json.loads(json.dumps({"command": command, "task": task, **_made_with()}))
     if path.is_file() and bench.done:
         there = _read(path)
-        differ = _differences({name: there.get(name) for name in asked}, asked)
+        differ = differences({name: there.get(name) for name in asked}, asked)
         if not differ:
             return there
         if not force:
             raise ResumeError(
-                f"{out} has the unfinished work of another run: {_said(differ)}. To finish that one, "
+                f"{out} has the unfinished work of another run: {in_words(differ)}. To finish that one, "
                 f"{_way_on(str(there.get('command')), out)}. To drop it, say --force."
             )
     shutil.rmtree(bench.folder, ignore_errors=True)
@@ -231,7 +232,6 @@ def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, f
     head = {
         **asked,
         "force": force,
-        "replaces": _identity(out),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
@@ -249,9 +249,16 @@ def _made_with() -> dict[str, Any]:
     return {"format": FORMAT, "versions": versions(), "processes": size()}
 
 
-def _identity(out: Path) -> int | None:
-    """What tells a folder from another that takes its name later."""
-    return out.stat().st_ino if out.exists() else None
+def _has_made(out: Path) -> bool:
+    """Whether what stands at `out` is what the unfinished work on it has made, and nothing else of that name."""
+    note = place_of(out) / MADE
+    return note.is_file() and note.read_text(encoding="utf-8") == str(identity(out))
+
+
+def _add_way_on(error: BaseException, command: str, out: Path) -> None:
+    """Say how the work goes on; what else the error said was left of it is no longer true."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note != NOTHING_LEFT]
+    error.__notes__ = [*notes, f"What is done is kept; {_way_on(command, out)}"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -266,22 +273,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:32]
-
-
-def _differences(there: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(name, value then, value now) of everything that differs, by path."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        keys = list(dict.fromkeys([*there, *now]))
-        return [d for key in keys for d in _differences(there.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if there == now else [(name, there, now)]
-
-
-def _said(differ: list[tuple[str, Any, Any]]) -> str:
-    shown = [f"{name} was {_short(then)} and is {_short(now)}" for name, then, now in differ[:SHOWN]]
-    more = f", and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
-    return ", ".join(shown) + more
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -19,6 +19,10 @@ from .locking import locked
 P = ParamSpec("P")
 T = TypeVar("T")
 
+WORK, MADE = "work", "made"
+"""Beside an output, the folder of its unfinished work, and in that the file that names what is about to stand there."""
+NOTHING_LEFT = "Nothing was left behind."
+
 
 def write_whole(target: str | Path, content: str | bytes) -> None:
     """Write a file in one rename, so that whatever happens leaves the old one or the new one.
@@ -90,10 +94,10 @@ def claimed(out: str | Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with explained(out):
             stack.enter_context(locked(out))
-            old = _beside(out, "old")
+            old = beside(out, "old")
             if old.exists() and not out.exists():
                 old.rename(out)
-            for left in (old, _beside(out, "partial")):
+            for left in (old, beside(out, "partial")):
                 _remove(left)
         yield
 
@@ -116,7 +120,7 @@ def writes(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    partial = _beside(out, "partial")
+    partial = beside(out, "partial")
     try:
         with explained(out):
             partial.mkdir(exist_ok=True)
@@ -125,7 +129,8 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _beside(out: Path, what: str) -> Path:
+def beside(out: Path, what: str) -> Path:
+    """The hidden file or folder of some kind that belongs to an output."""
     return out.absolute().parent / f".{out.name}.{what}"
 
 
@@ -194,7 +199,9 @@ def explained(out: str | Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, PruneLMError):
             raise
-        raise OutputError(f"{out}: cannot be written: {reason(error)}. Nothing was left behind.") from error
+        failed = OutputError(f"{out}: cannot be written: {reason(error)}.")
+        failed.add_note(NOTHING_LEFT)
+        raise failed from error
 
 
 def reason(error: Exception) -> str:
@@ -202,6 +209,11 @@ def reason(error: Exception) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "the disk is full"
     return getattr(error, "strerror", None) or str(error)
+
+
+def identity(path: Path) -> int | None:
+    """What tells a file or folder from another that takes its name later; None where there is none."""
+    return path.stat().st_ino if path.exists() else None
 
 
 def _sync(path: Path) -> None:
@@ -226,7 +238,9 @@ def _usual_modes(folder: Path) -> None:
 
 def _replace(partial: Path, out: Path) -> None:
     """Rename the finished folder into place; an old one there is kept until the new one stands."""
-    old = _beside(out, "old")
+    old, work = beside(out, "old"), beside(out, WORK)
+    if work.is_dir():
+        write_whole(work / MADE, str(identity(partial)))
     if out.exists():
         out.rename(old)
     partial.rename(out)

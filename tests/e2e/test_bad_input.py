@@ -226,6 +226,50 @@ def test_index_that_points_outside(
     refused("prune", model, tmp_path / "out", *L1, says=("index.json", "outside the folder"))
 
 
+def test_index_of_pickle_files_that_points_outside(
+    refused: Callable[..., str], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = copied()
+    weights = load_file(model / "model.safetensors")
+    torch.save(weights, tmp_path / "outside.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "../outside.bin")}
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save({}, model / "pytorch_model-00001.bin")
+    refused("prune", model, tmp_path / "out", *L1, "--allow-pickle", says=(r"bin\.index\.json", "outside the folder"))
+
+
+@pytest.mark.parametrize("named", ["somebody/attention", {"": "somebody/attention"}])
+def test_attention_from_the_hub(
+    named: Any, refused: Callable[..., str], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = copied()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attn_implementation": named}))
+    refused("prune", model, tmp_path / "out", *L1, says=("'somebody/attention' is code from the hub",))
+
+
+def test_attention_that_is_not_installed(
+    refused: Callable[..., str], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = copied()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attn_implementation": "flash_attention_2"}))
+    refused("prune", model, tmp_path / "out", *L1, says=("its config builds no model: ",))
+
+
+def test_processes_that_nobody_started(
+    refused: Callable[..., str], copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copied()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    refused("prune", model, tmp_path / "out", *L1, says=("not by torchrun: .*MASTER_ADDR",))
+    monkeypatch.setenv("PRUNELM_PROCESS_TIMEOUT", "soon")
+    refused("prune", model, tmp_path / "out", *L1, says=("PRUNELM_PROCESS_TIMEOUT must be a number .*'soon'",))
+
+
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'])
 def test_index_that_is_no_index(
     index: str, refused: Callable[..., str], copied: Callable[..., Path], tmp_path: Path

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from prunelm import sized_pruning
 from prunelm.commands import console
 from prunelm.loading import find_model, load_model
 from prunelm.sites import find_sites
 from prunelm.workbench import Workbench
+
+
+class _Stop(BaseException):
+    pass
+
 
 FREE = ("--recipe", "l1")
 ONE = (*FREE, "--multiple-of", "1")
@@ -293,6 +299,73 @@ def test_perplexity_is_within_the_limit_as_it_is_written(
     found = json.loads(cli("evaluate", tmp_path / "out", "--text", held, *window, "--json").out)
     assert found["value"] == pytest.approx(asked["perplexity"], rel=1e-4)
     assert f"at most {asked['limit']:.4g} allowed" in ran.err
+
+
+def test_trials_of_a_perplexity_are_not_made_again(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--max-ppl", "+0.2%", "--recipe", "obs", "--multiple-of", "1", "--text", text_file, *SMALL)
+    assert cli("prune", tiny_folder("llama"), tmp_path / "whole", *options).code == 0
+    made, stops, perplexity_on = [], [4], sized_pruning.perplexity_on
+
+    def counted(*args: Any) -> float:
+        made.append(args)
+        if len(made) in stops:
+            raise _Stop
+        return perplexity_on(*args)
+
+    monkeypatch.setattr(sized_pruning, "perplexity_on", counted)
+    monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+    with pytest.raises(_Stop):
+        cli("prune", tiny_folder("llama"), tmp_path / "out", *options)
+    begun = len(made)
+    made.clear()
+    stops.clear()
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 0, ran
+    one, other = (json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("whole", "out"))
+    assert one == other
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert weights[0] == weights[1]
+    # The dense model is measured again, and of the trials only those that were not finished.
+    assert len(made) == 1 + len(one["asked"]["trials"]) - (begun - 2)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_interrupted_look_goes_on(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def command(name: str) -> tuple[object, ...]:
+        recipe = ("--recipe", "sensitivity", "--text", text_file, "--sparsity", "0.3", "--multiple-of", "1", *SMALL)
+        return ("plan", tiny_folder("llama"), tmp_path / name, *recipe)
+
+    assert cli(*command("whole.json")).code == 0
+    put, seen = Workbench.put, []
+
+    def interrupted(self: Workbench, name: str, step: Any) -> None:
+        put(self, name, step)
+        seen.append(name)
+        if len(seen) == 1:
+            raise _Stop
+
+    monkeypatch.setattr(Workbench, "put", interrupted)
+    monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+    with pytest.raises(_Stop):
+        cli(*command("plan.json"))
+    first = len(seen)
+    assert cli(*command("plan.json")).code == 0
+    assert seen[first:]
+    assert seen[0] not in seen[first:]
+    assert (tmp_path / "plan.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert not list(tmp_path.glob(".plan*"))
 
 
 def test_what_perplexity_is_measured_on(

@@ -8,8 +8,17 @@ import time
 import pytest
 from tests import forked
 
-from prunelm import evaluation, workbench
+from prunelm import demo, evaluation, workbench, writing
 from prunelm.workbench import Workbench, place_of
+
+
+class _Stop(BaseException):
+    pass
+
+
+def _stop(*_):
+    raise _Stop
+
 
 SMALL = ("--samples", "12", "--length", "32", "--multiple-of", "1", "--sparsity", "0.3")
 RUNS = {
@@ -154,22 +163,75 @@ def test_a_damaged_step_is_made_again(cli, begun, tmp_path):
     assert tree(tmp_path / "out") == expected
 
 
-def test_nothing_to_resume(cli, begun, tmp_path):
-    options, _, expected = begun
+@pytest.mark.usefixtures("begun")
+def test_nothing_to_resume(cli, tmp_path):
     ran = cli("prune", "--resume", tmp_path / "other")
     assert ran.code == 1
     assert "there is no unfinished work on it" in ran.err
     ran = cli("prune", "--resume", tmp_path / "out", "--sparsity", "0.2")
     assert ran.code == 2
     assert "leave out --sparsity" in ran.err.replace("\n", " ")
-    work = place_of(tmp_path / "out")
-    shutil.copytree(work, tmp_path / "left")
-    assert cli("prune", *options).code == 0
-    (tmp_path / "left").rename(work)
-    ran = cli("prune", "--resume", tmp_path / "out")
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_killed_when_the_output_stands_already(force, cli, begun, tmp_path, monkeypatch):
+    """Work, lock and an old folder are left; all of them go, and the output stays."""
+    options, _, expected = begun
+    out, old = tmp_path / "out", tmp_path / ".out.old"
+    if force:
+        out.mkdir()
+    replace = writing._replace
+
+    def killed(partial, out):
+        monkeypatch.setattr("prunelm.writing._remove", _stop)
+        replace(partial, out)
+
+    monkeypatch.setattr("prunelm.writing._replace", killed)
+    with pytest.raises(_Stop):
+        cli("prune", *options, *force)
+    monkeypatch.undo()
+    (tmp_path / ".out.lock").touch()
+    assert old.exists() == bool(force)
+    ran = cli("prune", "--resume", out)
     assert ran.code == 0
-    assert ran.out == f"{tmp_path / 'out'}: finished\n"
-    assert not work.exists()
+    assert ran.out == f"{out}: finished\n"
+    assert tree(out) == expected
+    assert {path.name for path in tmp_path.glob(".*")} == set()
+
+
+def test_something_else_of_that_name_is_not_taken_for_the_output(cli, begun, tmp_path):
+    _, _, expected = begun
+    out = tmp_path / "out"
+    out.mkdir()
+    ran = cli("prune", "--resume", out)
+    assert ran.code == 1
+    assert "exists, and is not what the unfinished work on it has made: move it away" in ran.err
+    out.rmdir()
+    assert cli("prune", "--resume", out).code == 0
+    assert tree(out) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(5, "Input/output error", "disk"), "error: disk: Input/output error What is done is kept; go on with"),
+        (MemoryError(), "batches of one sequence of 32 tokens, and "),
+        (RuntimeError("can't allocate memory: you tried to allocate 99 bytes"), "batches of one sequence of 32 tokens"),
+    ],
+)
+def test_what_may_pass_keeps_the_work(error, says, cli, begun, tmp_path, monkeypatch):
+    _, _, expected = begun
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(Workbench, "put", fails)
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 1
+    assert says in ran.err
+    assert ran.err.endswith(f"What is done is kept; go on with prunelm prune --resume {tmp_path / 'out'}\n")
+    monkeypatch.undo()
+    assert cli("prune", "--resume", tmp_path / "out").code == 0
     assert tree(tmp_path / "out") == expected
 
 
@@ -218,10 +280,6 @@ def test_killed_for_real(cli, tiny_folder, text_file, tmp_path, tmp_path_factory
     assert tree(out) == resumed
 
 
-class _Stop(BaseException):
-    pass
-
-
 def test_an_evaluation_goes_on_window_by_window(cli, tiny_folder, text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
@@ -244,6 +302,41 @@ def test_an_evaluation_goes_on_window_by_window(cli, tiny_folder, text_file, tmp
     again = cli(*whole, "--text", text_file)
     assert again.out == expected.out
     assert len(seen) == 4 + 5
+    assert list((tmp_path / "prunelm").iterdir()) == []
+
+
+def test_a_comparison_keeps_the_models_that_it_has_measured(cli, tiny_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+    monkeypatch.setattr("prunelm.workflow.comparing.prefill_speed", lambda models: [1.0 for _ in models])
+    scored, seen = evaluation.score_windows, []
+    models = (tiny_folder("llama"), tiny_folder("llama", num_hidden_layers=3))
+    whole = ("compare", *models, "--text", text_file, "--length", "64", "--max-tokens", "256", "--json")
+    expected = cli(*whole)
+    assert expected.code == 0, expected
+
+    def counted(*args):
+        seen.append(args)
+        if len(seen) == 6:
+            raise _Stop
+        return scored(*args)
+
+    monkeypatch.setattr(evaluation, "score_windows", counted)
+    with pytest.raises(_Stop):
+        cli(*whole)
+    assert cli(*whole).out == expected.out
+    assert len(seen) == 2 * 4 + 1
+    assert list((tmp_path / "prunelm").iterdir()) == []
+
+
+def test_texts_of_the_demo_lie_where_an_interrupted_one_finds_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "texts", lambda: ("one", "other"))
+    with pytest.raises(_Stop), demo._written(tmp_path / "out") as first:
+        raise _Stop
+    with demo._written(tmp_path / "out") as second:
+        assert [path.read_text() for path in second] == ["one", "other"]
+    assert first == second
     assert list((tmp_path / "prunelm").iterdir()) == []
 
 

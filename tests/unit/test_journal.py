@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from prunelm.errors import CalibrationError
+from prunelm.errors import CalibrationError, DataError, DeviceError, OutputError, PruneLMError
 from prunelm.journal import Journal, own_journal
 
 
@@ -37,7 +37,7 @@ def test_a_line_cut_by_an_interrupt_is_dropped(tmp_path):
 def test_another_search_and_damage_are_named(tmp_path):
     path = tmp_path / "search.jsonl"
     Journal(path, {"seed": 1, "model": "a"})
-    with pytest.raises(CalibrationError, match=r"the journal of another search \(model, seed differ\)"):
+    with pytest.raises(CalibrationError, match=r'search: seed was 1 and is 2, model was "a" and is "b"\.'):
         Journal(path, {"seed": 2, "model": "b"})
     path.write_text('{"format": 1}\nnot json\n{"n": 1}\n')
     with pytest.raises(CalibrationError, match="line 1 is damaged"):
@@ -74,6 +74,31 @@ def test_short_work_leaves_no_file(tmp_path):
     assert [late.entry(lambda n=n: {"n": n}) for n in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
     again = Journal(path, {"seed": 1}, after=3600.0)
     assert [again.entry(_never) for _ in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_work_goes_on_without_a_journal_of_its_own_where_the_disk_is_full(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("prunelm.journal.os.fsync", full)
+    with own_journal({"seed": 1}) as journal:
+        assert [journal.entry(lambda n=n: {"n": n}) for n in range(2)] == [{"n": 0}, {"n": 1}]
+    assert list((tmp_path / "prunelm").iterdir()) == []
+    with pytest.raises(OutputError, match="the disk is full"):
+        Journal(tmp_path / "search.jsonl", after=1e-9).entry(lambda: {"n": 0})
+
+
+def test_a_journal_of_its_own_stays_after_an_error_that_may_pass(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+    for error in (DeviceError("no memory"), DataError("too short")):
+        with contextlib.suppress(PruneLMError), own_journal({"seed": 1}) as journal:
+            journal.entry(lambda: {"n": 0})
+            raise error
+        assert any((tmp_path / "prunelm").iterdir()) == isinstance(error, DeviceError)
 
 
 def test_a_journal_of_its_own_goes_when_the_work_is_done(tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .console import progress_bars, quiet
-from .options import Access, AsJson, Device, Folder, Force, Seed
+from .console import exactly, progress_bars, quiet
+from .options import Access, AsJson, Deterministic, Device, Folder, Force, Seed
 from .written import show_reports
 
 
@@ -22,6 +22,7 @@ def repair(
     length: Annotated[int, typer.Option(help="Tokens in each calibration sequence.", min=8)] = 512,
     seed: Seed = 0,
     device: Device = None,
+    deterministic: Deterministic = False,
     force: Force = False,
     as_json: AsJson = False,
     *,
@@ -30,7 +31,7 @@ def repair(
     """Adjust the weights of a model that was pruned elsewhere, to make up for what was removed."""
     from ..workflow.repairing import repair as run
 
-    with quiet(), progress_bars() as progress:
+    with quiet(), progress_bars() as progress, exactly(deterministic):
         report = run(
             dense,
             pruned,

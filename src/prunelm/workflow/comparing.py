@@ -1,14 +1,17 @@
 """Models side by side: size, quality, speed."""
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..data import read_documents
 from ..evaluation import check_tokenizers
 from ..evaluation import evaluate as evaluate_model
-from ..journal import own_journal
-from ..loading import bytes_on_disk, find_dense, find_model, load_model, load_tokenizer
+from ..journal import Journal, own_journal
+from ..loading import Source, bytes_on_disk, find_dense, find_model, load_model, load_tokenizer
 from ..progress import Progress, named, silent
 from ..quantizing import check_formats, quantized_rows
 from ..speed import prefill_speed
@@ -29,6 +32,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One row per model, the first being the dense one that the others are compared with.
 
+    Interrupted and begun again, it does not measure quality again that was measured before.
+
     Parameters, bytes of the weight files, quality where a text is given, and prefill tokens per second, each pair of
     dense and pruned model timed in turns (the dense row shows the last pair). With formats in `quantized`, bytes and
     quality of every model with its weights rounded to each, so that pruning can be held against quantization.
@@ -44,32 +49,41 @@ def compare(
         read_documents(text)
     for source in others if tokenizer is not None else []:
         check_tokenizers(load_tokenizer(source), tokenizer)
-    dense = load_model(sources[0])
-    rows = []
-    for source in sources:
-        model = dense if source is sources[0] else load_model(source)
-        row: dict[str, Any] = {
-            "model": source.name,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "bytes": bytes_on_disk(source),
-        }
-        if tokenizer is not None and text is not None:
-            against = None if model is dense else dense
-            stage = named(progress, source.name)
-            sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
-            facts = evaluation_facts(source, None if against is None else sources[0], text, sizes)
-            with own_journal(facts) as journal:
-                row["evaluation"] = evaluate_model(
-                    model, tokenizer, text, against=against, journal=journal, progress=stage, **sizes
-                ).to_dict()
-            read = scored_texts(model, tokenizer, Path(text), **sizes)
-            row["evaluation"]["facts"]["overlap"] = calibration_overlap(source, read)
-        if formats:
-            options: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "progress": progress}
-            row["quantized"] = quantized_rows(model, tokenizer, text, formats, **options)
-        rows.append(row)
-        if speed and model is not dense:
-            before, after = prefill_speed([dense, model])
-            row |= {"tokens_per_second": after, "speedup": after / before}
-            rows[0] |= {"tokens_per_second": before, "speedup": 1.0}
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
+    dense, begun, rows = load_model(sources[0]), time.monotonic(), list[dict[str, Any]]()
+    with contextlib.ExitStack() as until_all_stand:
+
+        def journal(source: Source, against: Source | None, **more: Any) -> Journal:
+            assert text is not None
+            facts = {**evaluation_facts(source, against, text, sizes), **more}
+            return until_all_stand.enter_context(own_journal(facts, spent=time.monotonic() - begun))
+
+        for source in sources:
+            model = dense if source is sources[0] else load_model(source)
+            row: dict[str, Any] = {
+                "model": source.name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "bytes": bytes_on_disk(source),
+            }
+            if tokenizer is not None and text is not None:
+                kept = journal(source, None if model is dense else sources[0])
+                options: dict[str, Any] = {"journal": kept, "progress": named(progress, source.name), **sizes}
+                against = None if model is dense else dense
+                row["evaluation"] = evaluate_model(model, tokenizer, text, against=against, **options).to_dict()
+                read = scored_texts(model, tokenizer, Path(text), **sizes)
+                row["evaluation"]["facts"]["overlap"] = calibration_overlap(source, read)
+            if formats:
+                journals = partial(_of_format, journal, source)
+                options = {"journals": journals, "progress": progress, **sizes}
+                row["quantized"] = quantized_rows(model, tokenizer, text, formats, **options)
+            rows.append(row)
+            if speed and model is not dense:
+                before, after = prefill_speed([dense, model])
+                row |= {"tokens_per_second": after, "speedup": after / before}
+                rows[0] |= {"tokens_per_second": before, "speedup": 1.0}
     return rows
+
+
+def _of_format(journal: Callable[..., Journal], source: Source, name: str) -> Journal:
+    """The journal of a model whose weights are rounded to a format."""
+    return journal(source, None, format=name)

@@ -20,6 +20,7 @@ from ..pressing import Pressing
 from ..pruning import Report
 from ..recipe import Recipe
 from ..registry import did_you_mean
+from ..results import versions
 from ..spreading import gathered
 from ..stream import Room
 from ..streaming import Streaming, Tell, streamed
@@ -225,5 +226,10 @@ def journal_of(
         return None
     if not sizes[0].searches:
         raise RecipeError(f"recipe {sizes[0].name!r} makes no search that a journal could keep: leave it out")
-    facts = {"model": fingerprint(source), "recipes": [r.to_dict() for r in sizes], "calibration": calibration.facts}
+    facts: dict[str, Any] = {
+        "model": fingerprint(source),
+        "recipes": [r.to_dict() for r in sizes],
+        "calibration": calibration.facts,
+    }
+    facts |= {"versions": versions(), "threads": torch.get_num_threads(), "device": source.where}
     return Journal(Path(path), facts)

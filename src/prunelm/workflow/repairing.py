@@ -12,6 +12,7 @@ from ..distributed import is_writer, shared_by
 from ..errors import BudgetError, CheckpointError
 from ..loading import Source, find_model, load_model, load_tokenizer, stored_dtype
 from ..matching import Kept, matched_units, planned_units
+from ..memory import within_memory
 from ..plan import prunable
 from ..progress import Progress, silent
 from ..pruning import Report, repair_
@@ -71,19 +72,28 @@ def repair(
     said |= {"sparsity": gone, "per_block": not _stock(model, kept, unit)}
     recipe = Recipe.from_dict({**said, "samples": samples, "length": length, "seed": seed})
     tokenizer = load_tokenizer(source)
-    calibration, _ = calibration_batches(model, tokenizer, recipe, documents, name=Path(text).name)
     notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
     task = {"dense": lasting(source.name), "pruned": lasting(other.name), "recipe": recipe.to_dict()}
     task |= {"dtype": str(written), "device": source.where}
-    inputs = {"dense": fingerprint(source), "pruned": fingerprint(other), "calibration": plain(calibration.facts)}
+    inputs = {"dense": fingerprint(source), "pruned": fingerprint(other)}
+    loaded = [model]
+    del model
     with workbench(out, task, command="repair", force=force) as bench:
-        bench.check(inputs)
-        report = repair_(model, calibration, recipe, kept, notes=notes, bench=bench, progress=progress)
-        model = gathered(model)
-        report.notes.extend(shared_by())
+
+        def repaired(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
+            part = bench.part(f"batches-of-{batch_tokens}")
+            model = loaded.pop() if loaded else load_model(source)
+            options: dict[str, Any] = {"name": Path(text).name, "batch_tokens": batch_tokens}
+            calibration, _ = calibration_batches(model, tokenizer, recipe, documents, **options)
+            part.check({**inputs, "calibration": plain(calibration.facts)})
+            return model, repair_(model, calibration, recipe, kept, notes=notes, bench=part, progress=progress)
+
+        (small, report), again = within_memory(repaired, source.device, length, progress)
+        small = gathered(small)
+        report.notes.extend([*again, *shared_by()])
         if is_writer():
-            save(model, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
+            save(small, report, out, source=source, tokenizer=tokenizer, dtype=written, force=force)
     return report
 
 

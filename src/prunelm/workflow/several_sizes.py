@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..distributed import is_writer
+from ..distributed import is_writer, shared_by
 from ..errors import BudgetError
 from ..family import prune_family
-from ..memory import batch_tokens_on
+from ..memory import smaller_batches, within_memory
 from ..progress import Progress, silent
 from ..pruning import Report
 from ..recipe import Recipe
@@ -55,26 +55,32 @@ def prune_sizes(
     check_target(out, force=True)
     files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype)
     announce(files.notes)
-    reports = {}
+    reports: dict[Path, Report] = {}
     with workbench(out, files.task(sizes, journal), command="prune", force=force) as bench:
-        calibration, refit = files.read(files.load(), chosen, batch_tokens_on(files.source.device), bench)
-        bench.check(files.inputs(calibration, refit))
-        if is_writer():
-            Path(out).mkdir(exist_ok=True)
-        family = prune_family(
-            files.load,
-            calibration,
-            chosen,
-            [size.sparsity for size in sizes],
-            refit=refit,
-            journal=journal_of(journal, files.source, sizes, calibration),
-            bench=bench,
-            progress=progress,
-        )
-        for folder, (pruned, report) in zip(folders, family, strict=True):
+
+        def written(batch_tokens: int) -> None:
+            part = bench.part(f"batches-of-{batch_tokens}")
+            calibration, refit = files.read(files.load(), chosen, batch_tokens, part)
+            part.check(files.inputs(calibration, refit))
             if is_writer():
-                files.save(pruned, report, folder)
-            reports[folder] = report
+                Path(out).mkdir(exist_ok=True)
+            family = prune_family(
+                files.load,
+                calibration,
+                chosen,
+                [size.sparsity for size in sizes],
+                refit=refit,
+                journal=journal_of(journal, files.source, sizes, calibration),
+                bench=part,
+                progress=progress,
+            )
+            for folder, (pruned, report) in zip(folders, family, strict=True):
+                report.notes.extend([*smaller_batches(files.source.device, batch_tokens), *shared_by()])
+                if is_writer():
+                    replace(files, force=files.force or folder in reports).save(pruned, report, folder)
+                reports[folder] = report
+
+        within_memory(written, files.source.device, chosen.length, progress)
     return reports
 
 
