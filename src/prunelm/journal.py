@@ -104,7 +104,8 @@ def own_journal(facts: Mapping[str, Any], *, spent: float = 0.0) -> Iterator[Jou
         yield Journal()
         return
     path = folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
-    options: dict[str, Any] = {"after": max(0.0, MINUTE - spent), "optional": True}
+    # Never at once: the first entry makes the folder.
+    options: dict[str, Any] = {"after": max(MINUTE - spent, 1e-9), "optional": True}
     try:
         journal = Journal(path, facts, **options)
     except CalibrationError:
