@@ -137,6 +137,20 @@ def check_room(folder: Path, size: int) -> int:
     return free
 
 
+def check_kept(folder: Path, size: int) -> None:
+    """Raise if a folder's disk cannot hold what is kept of finished blocks.
+
+    Raises:
+        OutputError: with the numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OutputError(
+            f"finished blocks need {size:,} bytes in {folder}, and {free:,} are free there. Write OUT on another disk, "
+            "or say --dtype bfloat16."
+        )
+
+
 def _allocated(path: Path, size: int) -> int:
     """A new open file with that many bytes of disk behind it."""
     try:

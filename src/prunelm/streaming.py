@@ -20,8 +20,9 @@ from .loading import Source
 from .pressing import Pressing
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
-from .scratch import FILE, SPARE, Scratch, check_room, rounded
+from .scratch import FILE, SPARE, Scratch, check_kept, check_room, rounded
 from .shelf import Shelf
+from .sites import find_sites, weight_of
 from .stream import Batch, Room, States, large_returned
 from .verify import PROOF_TOKENS, proof_inputs
 from .workbench import Workbench, place_of
@@ -140,7 +141,7 @@ def streamed(
         tell: told how large the scratch file is before it is made.
 
     Raises:
-        OutputError: the disk cannot hold the scratch file; with the numbers.
+        OutputError: the disk cannot hold the finished blocks or the scratch file; with the numbers.
         CheckpointError: the weights are not in files under their names.
     """
     shelf = Shelf(source, compute_dtype)
@@ -148,6 +149,10 @@ def streamed(
     pressing = Pressing(shelf, dtype, bench, ids)
     files: list[Scratch] = []
     folder = _folder(how.scratch, out, bench)
+    if bench.folder is not None and not bench.done:
+        kept = _kept_bytes(shelf, recipe, compute_dtype, dtype)
+        tell(f"streaming: finished blocks take at most {kept:,} bytes in {bench.folder}")
+        check_kept(bench.folder, kept)
 
     def states(batches: Sequence[Batch], layers: int = streams_of(recipe), name: str = FILE) -> States:
         if not batches:
@@ -193,6 +198,15 @@ def _folder(scratch: Path | None, out: Path, bench: Workbench) -> Path:
     number = f"-{rank()}" if rank() else ""
     work = place_of(out)
     return (scratch or (work if work.is_dir() else work.parent)) / f"prunelm-{_digest(out)}{number}"
+
+
+def _kept_bytes(shelf: Shelf, recipe: Recipe, compute_dtype: torch.dtype, dtype: torch.dtype) -> int:
+    """What finished blocks take on disk at most: as they are written, and what is solved of them for `--resume`."""
+    written = sum(p.numel() for block in shelf.blocks for p in block.parameters()) * dtype.itemsize
+    stage = RECONSTRUCTIONS[recipe.reconstruction].stage
+    sites = [site for site in find_sites(shelf.model, recipe.unit) if site.name in recipe.sites and stage != "none"]
+    slots = [slot for site in sites for slot in ((*site.producers,) if stage == "refit" else ()) + (site.consumer,)]
+    return written + sum(weight_of(slot.layer).numel() for slot in slots) * compute_dtype.itemsize
 
 
 def streams_of(recipe: Recipe) -> int:

@@ -182,6 +182,22 @@ def test_a_disk_too_small_for_the_scratch_file(cli, tiny_folder, text_file, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
 
 
+def test_a_disk_too_small_for_the_finished_blocks(cli, tiny_folder, text_file, tmp_path, monkeypatch):
+    options = ("--recipe", "obs", "--text", text_file, *SMALL, "--stream")
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "out", *options)
+    assert ran.code == 0, ran
+    said = int(re.search(r"finished blocks take at most ([\d,]+) bytes", ran.err)[1].replace(",", ""))
+    model = prunelm.load(tiny_folder("llama"))
+    blocks = sum(p.numel() for p in model.model.layers.parameters())
+    consumers = sum(layer.mlp.down_proj.weight.numel() for layer in model.model.layers)
+    assert said >= 4 * (blocks + consumers)
+    monkeypatch.setattr("prunelm.scratch.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, said - 1))
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "other", *options)
+    assert ran.code == 1
+    assert re.search(rf"finished blocks need {said:,} bytes in \S+, and {said - 1:,} are free", ran.err), ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_scratch_file_cut_short_ends_the_run_and_loses_nothing(
     cli, tiny_folder, text_file, tmp_path, monkeypatch, unproven
 ):
