@@ -108,12 +108,19 @@ def look(
     if divergence is None or not recipe.searches:
         return Outlook(survey=found)
     best = _searched(found, divergence, recipe, job, journal, progress)
-    repeat = read.repeated_tokens
-    of = f" ({repeat:,} in sequences that say their first half twice)" if repeat else ""
-    note = f"{best.tried} plans tried on {divergence.rows:,} held-out tokens{of}: divergence {best.start:.4f}"
-    note += f" -> {best.divergence:.4f}" if best.divergence < best.start else "; none was better than the first"
     found.moments.clear()
+    note = _search_note(best, divergence.rows, read.repeated_tokens)
     return Outlook(survey=found, prices=best.prices, chosen=best, notes=[note])
+
+
+def _search_note(best: Found, tokens: int, repeated: int) -> str:
+    """What a search measured, and whether it was any use."""
+    on = f"{tokens:,} held-out tokens"
+    on += f" ({repeated:,} in sequences that say their first half twice)" if repeated else ""
+    if best.tried == 1:
+        return f"the search had no other plan to try than the first: divergence {best.start:.4f} on {on}"
+    note = f"{best.tried} plans tried on {on}: divergence {best.start:.4f}"
+    return note + (f" -> {best.divergence:.4f}" if best.divergence < best.start else "; none was better than the first")
 
 
 def _by_policy(

@@ -44,13 +44,17 @@ Damage = dict[str, Float[Tensor, " option"]]
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """Where a search is: the plan, its divergence, how far to go next, and whether coarse sites stay as they are."""
+    """Where a search is: the plan, its divergence, how far to go next, and whether coarse sites stay as they are.
+
+    `tried` counts the plans measured so far.
+    """
 
     removed: dict[str, int]
     divergence: float
     step: int
     trust: float = TRUST
     settled: bool = False
+    tried: int = 1
 
 
 def descend(
@@ -83,13 +87,12 @@ def descend(
     journal = journal or Journal()
     removed = {site.key: site.n_units - start[0][site.key] for site in sites}
     first = journal.entry(lambda: {"divergence": rehearsed(removed, rehearsal, divergence)})["divergence"]
-    state, tried = _State(removed=removed, divergence=first, step=start[1]), 1
+    state = _State(removed=removed, divergence=first, step=start[1])
     view = _View(sites, budget, rehearsal, divergence, _fisher_at(removed, rehearsal, divergence, sites, seed))
     for n in range(rounds):
         progress("searching", n, rounds)
         now = _State(**journal.entry(lambda now=state: asdict(_round(view, now))))  # type: ignore[misc]
-        tried += 1
-        stuck = now.trust < LEAST_TRUST or now == state
+        stuck = now.trust < LEAST_TRUST or replace(now, tried=state.tried) == state
         state = now
         if stuck:
             break
@@ -100,7 +103,7 @@ def descend(
         target=budget.target,
         divergence=state.divergence,
         start=first,
-        tried=tried,
+        tried=state.tried,
         prices=_implied(view, state, curves),
     )
 
@@ -173,7 +176,7 @@ def _round(view: _View, state: _State) -> _State:
         return replace(state, trust=state.trust / 2)
     hoped = sum(float(damage[key][view.options[key].index(n)]) for key, n in removed.items())
     now = rehearsed(removed, view.rehearsal, view.divergence)
-    change, trust, settled = now - state.divergence, state.trust, state.settled
+    change, trust, settled, tried = now - state.divergence, state.trust, state.settled, state.tried + 1
     leaps = any(coarse(view.options[s.key], s.n_units) and removed[s.key] != state.removed[s.key] for s in view.sites)
     if change >= POOR * hoped and leaps:
         settled = True
@@ -182,8 +185,8 @@ def _round(view: _View, state: _State) -> _State:
     elif change < GOOD * hoped:
         trust = min(2 * trust, TRUST)
     if change >= 0:
-        return replace(state, trust=trust, settled=settled)
-    return _State(removed=removed, divergence=now, step=step, trust=trust, settled=settled)
+        return replace(state, trust=trust, settled=settled, tried=tried)
+    return _State(removed=removed, divergence=now, step=step, trust=trust, settled=settled, tried=tried)
 
 
 def coarse(options: Sequence[int], units: int) -> bool:

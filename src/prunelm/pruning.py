@@ -37,6 +37,11 @@ from .stream import BlockStream, Room, release_memory
 from .survey import curve_of, score, similarity_of
 from .workbench import Step, Workbench
 
+NO_EXCHANGES = (
+    "no units were exchanged: which ones stay was decided before, by a saved calibration, a plan, or for several sizes "
+    "whose units are nested"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -132,6 +137,8 @@ def prune_(
     if seen is not None:
         job = allocated(job, recipe, seen)
     scores = _known_scores(seen, job, recipe, decided, nested=outlook is not None)
+    if recipe.exchanges and scores:
+        job.notes.append(NO_EXCHANGES)
     work = _Work(
         stream, read, recipe, job, scores=scores, derivatives=derivatives, seen=seen, exact=decided is not None
     )

@@ -12,7 +12,7 @@ Judge = Callable[[Counts], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The best plan of a search for a target: its divergence and that of the start, and how many were tried.
+    """The best plan of a search for a target: its divergence and that of the start, and how many were measured.
 
     `prices`: what a unit of relative error costs in each site, where the search learned it.
     """

@@ -19,7 +19,7 @@ def test_a_search_is_not_made_twice(cli, tiny_folder, text_file, tmp_path):
         lines = journal.read_text().splitlines()
     assert plans[0] == plans[1]
     rounds = [json.loads(line)["entry"] for line in lines[2:]]
-    assert all(set(line) == {"removed", "divergence", "step", "trust", "settled"} for line in rounds)
+    assert all(set(line) == {"removed", "divergence", "step", "trust", "settled", "tried"} for line in rounds)
     cut = "\n".join(lines[:-1])
     journal.write_text(cut + "\n")
     assert cli(*command, "--journal", journal, "--force").code == 0

@@ -12,7 +12,7 @@ from prunelm.knapsack import knapsack
 from prunelm.plan import Budget, prunable
 from prunelm.reconstructions import RECONSTRUCTIONS
 from prunelm.rehearsal import Rehearsal
-from prunelm.sensitivity import Divergence
+from prunelm.sensitivity import Divergence, rehearsed
 from prunelm.sites import find_sites, weight_of
 from prunelm.stream import BlockStream
 from prunelm.testing import site_statistics, tiny_inputs, tiny_model
@@ -61,6 +61,23 @@ def test_no_rounds_keep_the_start():
         assert found.counts == search[2][0]
         assert found.divergence == found.start
         assert found.tried == 1
+
+
+def test_only_plans_that_were_measured_are_counted(monkeypatch):
+    measured = []
+
+    def counted(*args):
+        measured.append(args)
+        return rehearsed(*args)
+
+    monkeypatch.setattr("prunelm.descent.rehearsed", counted)
+    with _search() as search:
+        found = descend(*search, rounds=ROUNDS)
+        assert found.tried == len(measured)
+        monkeypatch.setattr("prunelm.descent.knapsack", lambda *_: (found.counts, found.step))
+        again = descend(*search[:2], (found.counts, found.step), *search[3:], rounds=ROUNDS)
+    assert again.tried == 1
+    assert again.counts == found.counts
 
 
 def test_an_interrupted_descent_ends_as_a_whole_one(tmp_path):

@@ -71,6 +71,15 @@ def test_where_a_smaller_size_does_not_fit_into_the_plan_found_prices_plan_all(m
         assert all(set(smaller[key].tolist()) <= set(larger[key].tolist()) for key in larger)
 
 
+def test_exchanges_that_a_family_leaves_out_are_told():
+    for _, report in _family("llama", "obs", sizes=(0.2, 0.3), exchanges=4):
+        assert any("no units were exchanged" in note for note in report.notes)
+    model = tiny_model("llama")
+    alone = prune_(model, _calibration("llama"), Recipe.load("obs", multiple_of=1, sparsity=0.3, exchanges=4))
+    assert not any("no units were exchanged" in note for note in alone.notes)
+    assert any("exchanged" in site for site in alone.sites.values())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_families_of_other_architectures(family):
     found = list(

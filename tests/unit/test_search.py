@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -90,12 +91,43 @@ def test_one_factorization_gives_what_each_solve_would(family, name):
 
 @pytest.mark.parametrize("recipe", ["best", "best-uniform"])
 def test_the_search_is_part_of_the_recipe_and_told_in_a_note(recipe):
-    model = tiny_model("llama")
+    model = tiny_model("llama", num_hidden_layers=3)
     chosen = Recipe.load(recipe, sparsity=0.3, multiple_of=1, samples=16, length=12, candidates=4)
     report = prune_(model, _calibration(model), chosen)
     assert any("plans tried on" in note and "held-out tokens" in note for note in report.notes)
     widths = {(key.split(".")[1], site["kept"]) for key, site in report.sites.items()}
     assert recipe == "best" or len(widths) == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "judge", "plain"),
+    [
+        ("best", "prunelm.descent.rehearsed", {"rounds": 0}),
+        ("best-uniform", "prunelm.allocation.rehearsed", {"candidates": 1}),
+    ],
+)
+def test_a_search_that_finds_nothing_better_says_so_and_keeps_its_start(recipe, judge, plain, monkeypatch):
+    divergences = itertools.count(1.0)
+    monkeypatch.setattr(judge, lambda *_: next(divergences))
+    chosen = Recipe.load(recipe, sparsity=0.3, multiple_of=1)
+    searched, start = (
+        prune_(model, _calibration(model), replace(chosen, **changes))
+        for model, changes in ((tiny_model("llama", num_hidden_layers=3), c) for c in ({}, plain))
+    )
+    tried = int(next(divergences)) - 1
+    assert tried > 1
+    assert any(
+        note.startswith(f"{tried} plans tried on") and note.endswith("; none was better than the first")
+        for note in searched.notes
+    )
+    assert all(torch.equal(units, start.plan.kept[key]) for key, units in searched.plan.kept.items())
+
+
+def test_a_search_with_one_plan_does_not_speak_of_several():
+    model = tiny_model("llama")
+    report = prune_(model, _calibration(model), Recipe.load("best-uniform", sites=["ffn"], sparsity=0.3, multiple_of=1))
+    (note,) = [note for note in report.notes if "divergence" in note]
+    assert note.startswith("the search had no other plan to try than the first: divergence")
 
 
 def test_the_same_run_twice_gives_the_same_model():
