@@ -20,7 +20,7 @@ from .search import Found
 from .survey import Survey
 from .writing import new_folder
 
-FORMAT = 3
+FORMAT = 4
 FACTS, NUMBERS = "calibration.json", "calibration.safetensors"
 _FOUND = {
     "counts": {str: int},
@@ -34,6 +34,7 @@ _FOUND = {
 _FORM = {
     "model": {"family": str, "weights": {str: str}},
     "recipe": dict,
+    "compute_dtype": str,
     "calibration": {"tokens?": int},
     "numbers": str,
     "prices": {str: [[float]]},
@@ -60,6 +61,7 @@ DECIDES = (
     "price_tokens",
     "repeated",
     "fisher_tokens",
+    "candidates",
     "rounds",
     "loss",
     "policy",
@@ -92,7 +94,14 @@ def fingerprint(source: Source) -> dict[str, Any]:
 
 
 def save_calibration(
-    outlook: Outlook, out: str | Path, *, source: Source, recipe: Recipe, text: Mapping[str, Any], force: bool = False
+    outlook: Outlook,
+    out: str | Path,
+    *,
+    source: Source,
+    recipe: Recipe,
+    text: Mapping[str, Any],
+    compute_dtype: torch.dtype = torch.float32,
+    force: bool = False,
 ) -> None:
     """Write an outlook with its fingerprint to a folder, in one rename.
 
@@ -106,6 +115,7 @@ def save_calibration(
         "format": FORMAT,
         "model": fingerprint(source),
         "recipe": recipe.to_dict(),
+        "compute_dtype": _named(compute_dtype),
         "calibration": dict(text),
         "prices": seen.prices,
         "curvatures": seen.curvatures,
@@ -119,8 +129,12 @@ def save_calibration(
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Outlook:
+def load_calibration(
+    path: str | Path, *, source: Source, recipe: Recipe, compute_dtype: torch.dtype | None = None
+) -> Outlook:
     """What `save_calibration` wrote, for this very model and a recipe that would have seen the same.
+
+    With `compute_dtype`, the model must have been computed in it.
 
     Raises:
         CalibrationError: no such folder, numbers damaged, or made from another model or recipe; says what differs.
@@ -136,6 +150,11 @@ def load_calibration(path: str | Path, *, source: Source, recipe: Recipe) -> Out
                 f"{folder}: made with {name} = {facts['recipe'].get(name)!r}, but the recipe says {mine[name]!r}. "
                 "Calibrate again, or use the same recipe."
             )
+    if compute_dtype is not None and facts["compute_dtype"] != _named(compute_dtype):
+        raise CalibrationError(
+            f"{folder}: made with compute_dtype = {facts['compute_dtype']!r}, but this run says "
+            f"{_named(compute_dtype)!r}. Say --compute-dtype {facts['compute_dtype']}, or calibrate again."
+        )
     if sha256_of(folder / NUMBERS) != facts["numbers"]:
         raise CalibrationError(f"{folder / NUMBERS}: damaged or cut short (another sha256). Calibrate again.")
     scores: dict[str, torch.Tensor] = {}
@@ -198,6 +217,11 @@ def calibration_digest(path: str | Path) -> str:
     for name in (FACTS, NUMBERS):
         digest.update((Path(path) / name).read_bytes())
     return digest.hexdigest()
+
+
+def _named(dtype: torch.dtype) -> str:
+    """A data type, as the command line names it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _same_model(folder: Path, made: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ def prune_family(
     sparsities: Sequence[float],
     *,
     refit: Batches | None = None,
+    outlook: Outlook | None = None,
     journal: Journal | None = None,
     bench: Workbench | None = None,
     progress: Progress = silent,
@@ -41,6 +42,7 @@ def prune_family(
         recipe: for all sizes; its own sparsity does not matter.
         sparsities: shares to remove.
         refit: see `prune_`.
+        outlook: what was seen of the dense model before, in place of looking; the search was made at its own size.
         journal: see `prune_`.
         bench: see `prune_`.
         progress: told about every block of every size.
@@ -51,16 +53,15 @@ def prune_family(
     """
     sizes = [replace(recipe, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
     model = load()
-    for size in sizes:
-        plan_counts(model, size)
-    n = len(sizes) // 2
-    bench = bench or Workbench()
-    job = prepare_(model, sizes[n])
-    outlook = look_at(model, calibration, sizes[n], job, progress, journal, bench, refit)
-    ceiling = _ceiling(model, sizes[: n + 1], job, outlook)
+    jobs = [plan_counts(model, size) for size in sizes]
+    middle, bench = sizes[len(sizes) // 2], bench or Workbench()
+    if outlook is None:
+        outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal, bench, refit)
+    within = _within_plan(sizes, jobs, outlook)
+    ceiling = _ceiling(model, within, jobs[0], outlook)
     del model
     floor: dict[str, int] = {}
-    for place, size in enumerate(sizes):
+    for size in sizes:
         pruned = load()
         report = prune_(
             pruned,
@@ -68,7 +69,7 @@ def prune_family(
             size,
             refit=refit,
             outlook=outlook,
-            nested=Nested(floor=floor, ceiling=ceiling if place <= n else {}),
+            nested=Nested(floor=floor, ceiling=ceiling if size in within else {}),
             bench=bench.part(f"{size.sparsity:g}"),
             progress=named(progress, f"{size.sparsity:g}"),
         )
@@ -76,12 +77,20 @@ def prune_family(
         yield pruned, report
 
 
-def _ceiling(model: PreTrainedModel, sizes: Sequence[Recipe], job: Job, outlook: Outlook) -> dict[str, int]:
-    """Units that sizes up to the searched one may lose at most: those of the plan found, so that it can follow them.
+def _within_plan(sizes: Sequence[Recipe], jobs: Sequence[Job], outlook: Outlook) -> list[Recipe]:
+    """The sizes up to that of the plan which a search found over the same sites."""
+    found = outlook.chosen
+    if found is None or set(found.counts) != {site.key for site in jobs[0].sites}:
+        return []
+    return [size for size, job in zip(sizes, jobs, strict=True) if job.budget.target <= found.target]
 
-    Empty where no plan was searched, or one of the sizes cannot be met within it.
+
+def _ceiling(model: PreTrainedModel, sizes: Sequence[Recipe], job: Job, outlook: Outlook) -> dict[str, int]:
+    """Units that some sizes may lose at most: those of the plan that a search found, so that it can follow them.
+
+    Empty where there are no such sizes, or one of them cannot be met within that plan.
     """
-    if outlook.chosen is None:
+    if outlook.chosen is None or not sizes:
         return {}
     nested = Nested(ceiling={site.key: site.n_units - outlook.chosen.counts[site.key] for site in job.sites})
     try:

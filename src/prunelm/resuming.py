@@ -61,7 +61,7 @@ def resume(
         calibrate(out=out, **_without(options, "calibrated", "dtype"))
         return {}
     if len(sparsities) > 1:
-        return prune_sizes(out=out, sparsities=sparsities, **_without(options, "calibrated"))
+        return prune_sizes(out=out, sparsities=sparsities, **options)
     return {Path(out): prune(out=out, tell=tell, **options)}
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -116,6 +117,12 @@ def test_what_does_not_fit_is_refused_by_name(cli, calibrated, tiny_folder, text
         (tiny_folder("llama"), seen, (*same, "--ridge", "0.5"), "made with ridge = 0.1, but the recipe says 0.5"),
         (tiny_folder("llama"), seen, (*same, "--seed", "4"), "made with seed = 0, but the recipe says 4"),
         (tiny_folder("llama"), broken, same, "damaged or cut short"),
+        (
+            tiny_folder("llama"),
+            seen,
+            (*same, "--compute-dtype", "bfloat16"),
+            "made with compute_dtype = 'float32', but this run says 'bfloat16'. Say --compute-dtype float32, or",
+        ),
         (tiny_folder("llama"), tmp_path, same, "no saved calibration"),
     ):
         ran = cli("prune", model, tmp_path / "out", "--calibrated", folder, *options)
@@ -157,7 +164,12 @@ def test_the_library_twin(calibrated, tiny_folder, text_file, tmp_path):
 def test_what_decides_scores_must_be_the_same(cli, calibrated, tiny_folder, text_file, tmp_path):
     seen, dense = calibrated("sensitivity"), shutil.copytree(tiny_folder("llama"), tmp_path / "dense")
     options = {"recipe": "sensitivity", "sparsity": 0.3, "samples": 24, "length": 32, "multiple_of": 1}
-    for changed in ({"exclude_sink": True}, {"similarity_rows": 2}, {"covariance_text": "random-tokens"}):
+    for changed in (
+        {"exclude_sink": True},
+        {"similarity_rows": 2},
+        {"covariance_text": "random-tokens"},
+        {"candidates": 3},
+    ):
         (name,) = changed
         with pytest.raises(CalibrationError, match=f"made with {name} = "):
             prunelm.prune(dense, tmp_path / "out", calibrated=seen, text=text_file, **options, **changed)
@@ -190,3 +202,19 @@ def test_the_plan_that_a_search_found_is_kept(tiny_folder, text_file, tmp_path):
         kept = {key: site["kept"] for key, site in report.sites.items()}
         assert ({key: kept[key] for key in found["counts"]} == found["counts"]) is same
         assert any("widths here are by the prices" in note for note in report.notes) is not same
+
+
+def test_one_saved_calibration_serves_several_sizes(cli, tiny_folder, text_file, tmp_path):
+    options = {"recipe": "best", "samples": 24, "length": 32, "multiple_of": 1, "sparsity": 0.3}
+    seen = prunelm.calibrate(tiny_folder("llama"), tmp_path / "seen", text=text_file, **options)
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--sparsity", "0.1,0.2,0.3", "--text", text_file)
+    ran = cli(*command, "--calibrated", tmp_path / "seen")
+    assert ran.code == 0, ran
+    plans = [json.loads((tmp_path / "out" / size / "pruning.json").read_text()) for size in ("0.1", "0.2", "0.3")]
+    assert all(any("dense model comes from seen (" in note for note in plan["notes"]) for plan in plans)
+    kept = [{key: set(site["kept"]) for key, site in plan["sites"].items()} for plan in plans]
+    assert {key: len(units) for key, units in kept[2].items()} == seen.chosen.counts
+    for larger, smaller in pairwise(kept):
+        assert all(smaller[key] < larger[key] or smaller[key] == larger[key] for key in larger)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "0.1", trust_remote_code=True)
+    assert model.num_parameters() == plans[0]["parameters"]["after"]

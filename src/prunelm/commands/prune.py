@@ -223,11 +223,12 @@ def prune(
     budget = shares if len(shares) > 1 else size.sparsity and shares[0]
     said = {**chosen.to_dict(), "sparsity": budget} if size.plan_file is None else str(size.plan_file)
     err.print(f"recipe: {json.dumps(said)}")
-    one = {"calibrated": inputs.calibrated, "plan": size.plan_file, "limit": limit, **vars(streamed)}
+    one = {"plan": size.plan_file, "limit": limit, **vars(streamed)}
     one |= {"held_out_text": size.held_out_text, "tell": err.print}
-    options = {"text": inputs.text, "journal": inputs.journal, "force": force, **vars(computing), **vars(access)}
+    options: dict[str, Any] = {"text": inputs.text, "calibrated": inputs.calibrated, "journal": inputs.journal}
+    options |= {"force": force, **vars(computing), **vars(access)}
     if len(shares) > 1:
-        _check_several(inputs, streamed)
+        _check_several(streamed)
         one = {}
     told: list[str] = []
 
@@ -258,12 +259,10 @@ def _sizes(chosen: Any, shares: Sequence[float]) -> list[Any]:
     return [replace(chosen, sparsity=share) for share in shares] or [chosen]
 
 
-def _check_several(inputs: Inputs, streamed: Streamed) -> None:
+def _check_several(streamed: Streamed) -> None:
     """Raise if something is asked for that several sizes at once do not go with."""
     from ..errors import RecipeError
 
-    if inputs.calibrated is not None:
-        raise RecipeError("several sizes look at the model once by themselves: give --calibrated with one sparsity")
     if streamed.stream:
         raise RecipeError("--stream makes one size at a time: give one sparsity")
 

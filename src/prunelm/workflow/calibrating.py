@@ -59,5 +59,6 @@ def calibrate(
         (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
         outlook = replace(outlook, notes=[*outlook.notes, *notes, *shared_by()])
         if is_writer():
-            save_calibration(outlook, out, source=files.source, recipe=chosen, text=batches.facts, force=force)
+            made: dict[str, Any] = {"source": files.source, "recipe": chosen, "text": batches.facts}
+            save_calibration(outlook, out, **made, compute_dtype=files.compute_dtype, force=force)
     return outlook

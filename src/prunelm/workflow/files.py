@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration import calibrated_recipe, calibration_digest, fingerprint
+from ..allocation import Outlook
+from ..calibration import calibrated_recipe, calibration_digest, fingerprint, load_calibration
 from ..checkpoint import save
 from ..data import Batches
 from ..errors import DataError, RecipeError
@@ -206,6 +207,17 @@ def files_of_run(
         force=force,
         notes=list(dict.fromkeys(notes)),
     )
+
+
+def seen_before(calibrated: str | Path | None, files: Files, recipe: Recipe) -> Outlook | None:
+    """What a saved calibration says of the very model, recipe and data type of a run; None where there is none.
+
+    Raises:
+        CalibrationError: it is of another one; says what differs.
+    """
+    if calibrated is None:
+        return None
+    return load_calibration(calibrated, source=files.source, recipe=recipe, compute_dtype=files.compute_dtype)
 
 
 def lasting(place: str | Path | None) -> str | None:

@@ -7,7 +7,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..allocation import Outlook
-from ..calibration import load_calibration
 from ..distributed import is_writer, shared_by
 from ..errors import RecipeError
 from ..limits import Limit, MaxPerplexity, said_as
@@ -32,6 +31,7 @@ from .files import (
     journal_of,
     lasting,
     recipe_or_default,
+    seen_before,
     silently,
 )
 from .holding_out import held_out_of
@@ -106,7 +106,7 @@ def prune(
         check_no_hidden(size.recipe, "a saved calibration, which has seen all the channels")
     files = files_of_run(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
     announce(files.notes)
-    outlook = load_calibration(calibrated, source=files.source, recipe=size.recipe) if calibrated is not None else None
+    outlook = seen_before(calibrated, files, size.recipe)
     waiting: dict[str, Any] = {"scratch": scratch, "scratch_dtype": scratch_dtype, "statistics_dtype": statistics_dtype}
     how = _streaming(stream, size, limit, files.source, **waiting)
     files, held = held_out_of(files, limit, text, held_out_text)

@@ -15,8 +15,7 @@ from ..pruning import Report
 from ..recipe import Recipe
 from ..workbench import workbench
 from ..writing import check_target, writes
-from . import DEFAULT_RECIPE
-from .files import Announce, check_no_hidden, files_of_run, journal_of, silently
+from .files import Announce, check_no_hidden, files_of_run, journal_of, recipe_or_default, seen_before, silently
 
 
 @writes
@@ -25,8 +24,9 @@ def prune_sizes(
     out: str | Path,
     sparsities: Sequence[float],
     *,
-    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    recipe: str | Path | Recipe | None = None,
     text: str | Path | None = None,
+    calibrated: str | Path | None = None,
     journal: str | Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -46,22 +46,24 @@ def prune_sizes(
     Raises:
         PruneLMError: one line that says what to do; folders that were finished before stay.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, sparsity=min(sparsities), **overrides)
+    chosen = recipe_or_default(recipe, calibrated, sparsity=min(sparsities), **overrides)
     check_no_hidden(chosen, "several sizes at once, whose units are nested in the dense model")
     sizes = [replace(chosen, sparsity=sparsity) for sparsity in sorted(set(sparsities))]
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     folders = [Path(out) / f"{size.sparsity:g}" for size in sizes]
     _check_apart(folders)
     check_target(out, force=True)
-    files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype)
+    seen = calibrated is not None
+    files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype, seen=seen)
     announce(files.notes)
+    outlook = seen_before(calibrated, files, chosen)
     reports: dict[Path, Report] = {}
-    with workbench(out, files.task(sizes, journal), command="prune", force=force) as bench:
+    with workbench(out, files.task(sizes, journal, calibrated), command="prune", force=force) as bench:
 
         def written(batch_tokens: int) -> None:
             part = bench.part(f"batches-of-{batch_tokens}")
             calibration, refit = files.read(files.load(), chosen, batch_tokens, part)
-            part.check(files.inputs(calibration, refit))
+            part.check(files.inputs(calibration, refit, calibrated))
             if is_writer():
                 Path(out).mkdir(exist_ok=True)
             family = prune_family(
@@ -70,6 +72,7 @@ def prune_sizes(
                 chosen,
                 [size.sparsity for size in sizes],
                 refit=refit,
+                outlook=outlook,
                 journal=journal_of(journal, files.source, sizes, calibration),
                 bench=part,
                 progress=progress,
