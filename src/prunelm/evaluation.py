@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data import JOIN, check_ids, check_length, describe, prefix_ids, read_documents, split_windows, token_ids
 from .encoders import Questions, answered, asked_for, check_texts, questions, score_texts
 from .errors import DataError, EvaluationError
+from .intervals import ratio_of
 from .journal import Journal
 from .progress import Progress, silent
 from .scoring import Record, first_bad_block, mean_and_error, score_windows
@@ -28,7 +29,8 @@ class Evaluation:
 
     `metric` is `perplexity`, `masked perplexity`, `accuracy` or `embedding`; `error` its standard error over windows
     (texts, for encoders). `kl` is the mean KL(dense || model) per token in nats, `top1` the share of tokens where
-    both choose the same; `cosine` the mean cosine of mean-pooled embeddings. None where it does not apply.
+    both choose the same; `cosine` the mean cosine of mean-pooled embeddings. `ratio` to the dense perplexity, or
+    `difference` of accuracies, with intervals, paired by window. None where it does not apply.
     """
 
     metric: str
@@ -38,6 +40,8 @@ class Evaluation:
     kl: float | None = None
     top1: float | None = None
     cosine: float | None = None
+    ratio: dict[str, Any] | None = None
+    difference: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +149,10 @@ def _perplexity(
     check_losses(model, windows, records, str(text))
     mean, error = mean_and_error(records)
     predicted = sum(r["tokens"] for r in records)
+    ratio = None
+    if against is not None:
+        dense = [r["dense"]["loss"] for r in records]
+        ratio = ratio_of([r["loss"] for r in records], dense, [r["tokens"] for r in records])
     return Evaluation(
         metric="perplexity",
         value=math.exp(mean),
@@ -152,6 +160,7 @@ def _perplexity(
         bits_per_byte=mean * predicted / math.log(2) / size,
         kl=sum(r["kl"] for r in records) / predicted if against is not None else None,
         top1=sum(r["same"] for r in records) / predicted if against is not None else None,
+        ratio=ratio,
         facts=describe(batches, tokenizer, text=text.name, length=length, predicted=predicted),
     )
 
@@ -224,8 +233,11 @@ def _encoder(
     progress("evaluating", len(asked.asked), len(asked.asked))
     found = encoder_numbers(model, against, asked, records, str(text), seed)
     means = {name: found[name]["value"] for name in ("kl", "cosine") if name in found}
-    numbers: dict[str, Any] = {name: found.get(name) for name in ("metric", "value", "error", "top1")}
+    numbers: dict[str, Any] = {name: found.get(name) for name in _NUMBERS}
     return Evaluation(**numbers, **means, facts=found["facts"])
+
+
+_NUMBERS = ("metric", "value", "error", "top1", "ratio", "difference")
 
 
 def check_embeddings(model: PreTrainedModel, against: PreTrainedModel | None) -> None:

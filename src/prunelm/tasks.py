@@ -2,6 +2,19 @@
 
 from transformers import PreTrainedModel
 
+_ENDINGS = {
+    "ForSequenceClassification": "classifier",
+    "ForMaskedLM": "masked",
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForConditionalGeneration": "causal",
+}
+
+
+def task_named(name: str) -> str:
+    """The same by the name of a class alone, as config.json has it."""
+    return next((task for ending, task in _ENDINGS.items() if name.endswith(ending)), "embedding")
+
 
 def task_of(model: PreTrainedModel) -> str:
     """What a model is asked and evaluated by: `causal`, `masked`, `classifier` or `embedding`."""

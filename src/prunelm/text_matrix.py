@@ -67,7 +67,7 @@ def transfer(
     known = _read(texts)
     source = find_model(model, **access)
     target = Path(out) if out is not None else None
-    named = {"name": Path(source.name).name, **fingerprint(source)}
+    named = {"name": Path(source.name).resolve().name, **fingerprint(source)}
     head = {"format": FORMAT, "kind": KIND, "model": named, "recipe": recipe.to_dict()}
     head |= {"length": length, "max_tokens": max_tokens, "versions": versions()}
     found = _opened(target, head)

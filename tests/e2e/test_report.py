@@ -51,7 +51,7 @@ def folders(
     one = root / '<ONE> & "only"'
     pruned(dense, one, text_file, sparsity=0.4, recipe="goa-budget")
     prunelm.measure(one, text, against=dense, parts=PARTS, out=one / "evaluation.json", setting=QUICK)
-    recipe = prunelm.Recipe.load("goa-budget", sparsity=0.3, samples=8, length=32)
+    recipe = prunelm.Recipe.load("goa-budget", sparsity=0.4, samples=8, length=32)
     (root / "a.txt").write_text(text_file.read_text()[:9_000])
     texts = [root / "a.txt", text]
     prunelm.transfer(dense, texts, recipe=recipe, length=32, max_tokens=128, out=one / "transfer.json")
@@ -379,6 +379,108 @@ def test_compare_writes_the_page_too(
     assert digits(rows[0]["evaluation"]["value"], 4) in shown
     assert f"{rows[1]['speedup']:.2f}x" in shown
     assert "Quality against size" in shown
+    # What was just measured replaces what the folder has, so that all models on the page read the same text.
+    assert digits(rows[2]["evaluation"]["value"], 4) in shown
+    ratio = rows[1]["evaluation"]["ratio"]
+    assert f"{ratio['value']:.3f}x ({ratio['low']:.3f} to {ratio['high']:.3f})" in shown
+    assert "held-out.txt" not in shown.partition("Robustness")[0].partition("All models")[2].partition("</table>")[0]
     refused = cli("compare", dense, dense, *window, "--out", page)
     assert refused.code == 1
     assert "no pruning.json" in refused.err
+
+
+def copied(folder: Path, there: Path, *names: str) -> Path:
+    """A folder with some files of another."""
+    there.mkdir(parents=True)
+    for name in names:
+        shutil.copy(folder / name, there)
+    return there
+
+
+def test_models_that_were_measured_on_other_text_are_not_drawn_together(
+    folders: tuple[Path, Path], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    text, page = tmp_path / "other.txt", tmp_path / "page.html"
+    text.write_text("some words that nobody has read before. " * 200)
+    family = tmp_path / "FAMILY"
+    for size in ("0.1", "0.3", "0.5"):
+        shutil.copytree(folders[0] / size, family / size)
+    lone = family / "0.5"
+    (lone / "evaluation.json").unlink()
+    prunelm.measure(lone, text, against=tiny_folder("llama"), out=lone / "evaluation.json", setting=QUICK)
+    shown = own_text(write_report([family], page))
+    assert "Quality against size: perplexity on held-out.txt, windows of 32 tokens up to 512" in titles_of(shown)
+    assert "All of these models read the same windows" in shown
+    assert "measured alike, not for 0.5 on other.txt, windows of 32 tokens up to 512" in shown
+    figure = next(spec for spec in data_of(page)["figures"].values() if "against parameters" in spec["description"])
+    assert {row["label"] for row in figure["data"]["values"]} == {"0.1", "0.3", "dense"}
+    table = shown.partition("<table")[2].partition("</table>")[0]
+    assert "measured on" in table
+    assert table.count("other.txt, windows") == 1
+    assert ">dense<" not in table
+    shutil.rmtree(family / "0.3")
+    shown = own_text(write_report([family], page))
+    assert not any(title.startswith("Quality against") for title in titles_of(shown))
+    assert "not for 0.1 on held-out.txt, windows of 32 tokens up to 512; 0.5 on other.txt" in shown
+
+
+def test_files_of_other_models_are_left_out(
+    folders: tuple[Path, Path], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    other, mine = folders[0] / "0.2", folders[1]
+    strange = tmp_path / "STRANGE"
+    shutil.copytree(other, strange)
+    for name in ("evaluation.json", "transfer.json", "curves.json"):
+        shutil.copy(mine / name, strange)
+    ran = cli("report", strange)
+    assert ran.code == 0, ran
+    text = own_text(strange / "report.html")
+    for said in (
+        "STRANGE: evaluation.json was left out, since it is of another model: it was measured on",
+        "STRANGE: curves.json was left out, since it is of another model: it keeps",
+        "STRANGE: transfer.json was left out, since it is of another model: it says llama pruned with goa-budget at 0.",
+        "and this one is llama pruned with sensitivity at 0.2",
+    ):
+        assert said in ran.err
+        assert said in re.sub(r"</?span[^>]*>", "", text)
+    assert "No quality has been measured yet" in text
+    assert "Transfer between texts" not in text
+    # Without its weights, a folder is known by its size.
+    bare = copied(other, tmp_path / "BARE", "pruning.json", "evaluation.json", "config.json")
+    assert "left out" not in own_text(write_report([bare]))
+    shutil.copy(mine / "evaluation.json", bare)
+    assert "and this one has" in own_text(write_report([bare]))
+    assert "left out" not in own_text(write_report([mine], tmp_path / "mine.html"))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fitting", "text"),
+    [
+        ("BertForSequenceClassification", "quality,heads,speed,widths,memory", "YOUR_LABELED_TEXT.jsonl"),
+        ("BertForMaskedLM", "quality,pseudo-perplexity,heads,speed,widths,memory", "YOUR_TEXT"),
+        (None, "quality,heads,speed,widths,memory", "YOUR_TEXT"),
+    ],
+)
+def test_encoders_get_commands_that_fit_them(
+    model_class: str | None, fitting: str, text: str, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    from prunelm.testing import tiny_model
+
+    dense, out, words = tmp_path / "dense", tmp_path / "OUT", tmp_path / "words.txt"
+    words.write_text("a line of words\nand another one\n" * 20)
+    options: dict[str, Any] = {"vocab_size": 300, "max_position_embeddings": 128}
+    options |= {"model_class": model_class} if model_class is not None else {}
+    tiny_model("bert", **options).save_pretrained(dense)
+    byte_tokenizer.save_pretrained(dense)
+    pruned(dense, out, words, sparsity=0.12, recipe="l2")
+    shown = commands_of(own_text(write_report([out])))
+    said = f"prunelm evaluate OUT --against dense --text {text} --parts {fitting} --out OUT/evaluation.json"
+    assert said in shown
+    assert not any("transfer" in line or "--others" in line or "--tasks" in line for line in shown)
+    if model_class is None:
+        prunelm.measure(out, words, against=dense, out=out / "evaluation.json", setting=QUICK)
+        page = own_text(write_report([out]))
+        assert "<dt>cosine</dt>" in page
+        two = own_text(write_report([out, out], tmp_path / "two.html"))
+        assert "not measured" not in two.partition("<table")[2].partition("</table>")[0]
+        assert "quality not measured" not in two

@@ -35,10 +35,10 @@ def compare(
     from ..workflow.comparing import compare as run
 
     if out_file is not None:
-        from ..report.gathering import gather
+        from ..report.gathering import model_folders
 
         for name in pruned:
-            gather(Path(name))
+            model_folders(Path(name))
     with quiet(), progress_bars() as progress:
         rows = run(
             [dense, *pruned],
@@ -55,7 +55,7 @@ def compare(
         from ..report.comparing import write_comparison
 
         windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
-        written = write_comparison(rows, pruned, text, windows, out_file)
+        written = write_comparison(rows, pruned, text, windows, out_file, tell=tell)
         err.print(f"{written}: written. Open it in a browser.")
     if as_json:
         print_json(rows)

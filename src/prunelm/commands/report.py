@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import out, quiet
+from .console import out, quiet, tell
 
 
 def report(
@@ -20,5 +20,5 @@ def report(
     from ..report import write_report
 
     with quiet():
-        written = write_report(folders, out_file)
+        written = write_report(folders, out_file, tell=tell)
     out.print(f"{written}: written. Open it in a browser.")

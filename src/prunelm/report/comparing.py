@@ -1,20 +1,26 @@
-"""The page of a comparison: what was just measured, where a folder has no evaluation of its own."""
+"""The page of a comparison: what was just measured, beside what a folder has of other measurements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import write_page
+from . import Tell, write_page
 from .gathering import gather
 
 Row = Mapping[str, Any]
 
 
 def write_comparison(
-    rows: Sequence[Row], folders: Sequence[str], text: Path | None, windows: Mapping[str, Any], out: Path
+    rows: Sequence[Row],
+    folders: Sequence[str],
+    text: Path | None,
+    windows: Mapping[str, Any],
+    out: Path,
+    *,
+    tell: Tell = lambda _notes: None,
 ) -> Path:
-    """The page of some pruned models, measured by `prunelm compare`; files that they have say more and come first.
+    """The page of some pruned models, measured by `prunelm compare`; what was measured before is replaced by that.
 
     Args:
         rows: of `prunelm.compare`, the dense model first.
@@ -22,6 +28,7 @@ def write_comparison(
         text: that they were compared on.
         windows: settings that the quality hangs on.
         out: file to write.
+        tell: told which files were left out, since they are of other models.
 
     Raises:
         CheckpointError: a folder has no pruning.json.
@@ -30,24 +37,28 @@ def write_comparison(
     found = []
     for folder, row in zip(folders, rows[1:], strict=True):
         for one in gather(Path(folder)):
-            found.append(
-                one if one.evaluation is not None else replace(one, evaluation=_evaluation(rows[0], row, text, windows))
-            )
+            found.append(replace(one, evaluation=_evaluation(one.evaluation, rows[0], row, text, windows)))
+    tell([line for one in found for line in one.left_out])
     return write_page(found, out)
 
 
-def _evaluation(dense: Row, row: Row, text: Path | None, windows: Mapping[str, Any]) -> dict[str, Any]:
-    """A comparison's row in the form of `evaluation.json`."""
-    parts: dict[str, Any] = {}
+def _evaluation(
+    before: Row | None, dense: Row, row: Row, text: Path | None, windows: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A comparison's row in the form of `evaluation.json`, with the other parts of an older one."""
+    parts: dict[str, Any] = dict(before["parts"]) if before is not None else {}
     if "evaluation" in row and text is not None:
         name = {"name": text.name}
         met = row["evaluation"]["facts"].get("overlap")
         parts["quality"] = {"settings": dict(windows), "text": name, "overlap": met, "results": _quality(dense, row)}
     if "speedup" in row:
+        known = parts.get("speed", {}).get("results", {})
         ratio = dict.fromkeys(("value", "low", "high"), row["speedup"])
-        speeds = {who: {"prefill": one["tokens_per_second"]} for who, one in (("dense", dense), ("model", row))}
-        parts["speed"] = {"settings": {}, "results": {**speeds, "ratio": {"prefill": ratio}}}
-    return {"against": {"name": dense["model"]}, "parts": parts}
+        prefill = {"dense": dense["tokens_per_second"], "model": row["tokens_per_second"], "ratio": ratio}
+        speeds = {who: {**known.get(who, {}), "prefill": value} for who, value in prefill.items()}
+        parts["speed"] = {"settings": {}, "results": {**known, **speeds}}
+    against = (before or {}).get("against") if text is None else None
+    return {**(before or {}), "against": against or {"name": dense["model"]}, "parts": parts}
 
 
 def _quality(dense: Row, row: Row) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ..suite.summary import digits, summary
 from . import figures
 from .caveats import caveats
 from .command import as_toml, command
+from .frontier import frontiers, not_drawn
 from .gathering import TRANSFER, Gathered
 from .head_graph import head_graphs
 from .overview import overview, short_names
@@ -15,10 +16,6 @@ from .overview import overview, short_names
 Shown = dict[str, Any]
 _HEAD = {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}
 """Parts whose numbers stand in the first table."""
-_SURER = (
-    "Lines: standard errors over windows of text. All models read the same windows, so that differences between them "
-    "are surer than these lines."
-)
 _HOW_LONG = "A line a block, from the first (blue) to the last (orange); the points are the widths that were chosen."
 
 
@@ -48,12 +45,13 @@ def content(found: Sequence[Gathered]) -> Shown:
             }
             sliders[f"slider-{k}"] = {**slider, "figure": section["slider"]["figure"]["id"]}
         sections.append(section)
-    frontiers = [drawn(*figure) for figure in _frontiers(found)]
+    sizes = [drawn(*figure) for figure in frontiers(found)] if len(found) > 1 else []
     return {
         "title": _title(found),
         "lead": _lead(found),
         "sections": sections,
-        "frontiers": [*frontiers, *(drawn(*figure) for figure in _family(found))],
+        "frontiers": [*sizes, *(drawn(*figure) for figure in _family(found))],
+        "not_drawn": not_drawn(found) if len(found) > 1 else [],
         "overview": overview(found) if len(found) > 1 else None,
         "data": {"figures": specs, "sliders": sliders},
     }
@@ -86,7 +84,7 @@ def _section(one: Gathered, drawn: Any) -> Shown:
             ),
             *_headline(one),
         ],
-        "caveats": caveats(one.pruning, one.evaluation, one.transfer),
+        "caveats": [*one.left_out, *caveats(one.pruning, one.evaluation, one.transfer)],
         "table": _table(one.evaluation, _HEAD),
         "more": _table(one.evaluation, {"positions", "noise", "shift", "widths"}),
         "has_dense": bool(one.evaluation and one.evaluation["against"]),
@@ -120,15 +118,13 @@ def _table(evaluation: Mapping[str, Any] | None, names: set[str]) -> list[tuple[
 
 
 def _headline(one: Gathered) -> Iterator[tuple[str, str, str]]:
-    found = one.part("quality")
-    if found is None or "value" not in found:
-        return
+    found = one.part("quality") or {}
     dense = found.get("dense")
-    yield (
-        found["metric"],
-        digits(found["value"], 4),
-        f"dense: {digits(dense['value'], 4)}" if dense else "not compared with dense",
-    )
+    if "value" in found:
+        beside = f"dense: {digits(dense['value'], 4)}" if dense else "not compared with dense"
+        yield found["metric"], digits(found["value"], 4), beside
+    elif "cosine" in found:
+        yield "cosine", digits(found["cosine"]["value"], 4), "of embeddings, to dense"
     if "kl" in found:
         yield "KL to dense", digits(found["kl"]["value"], 3), "nats per token"
     ratio = (one.part("speed") or {}).get("ratio", {})
@@ -140,9 +136,9 @@ def _missing(one: Gathered) -> Iterator[tuple[list[str], str]]:
     """What was not measured, and the command that measures it."""
     base = one.pruning["base_model"]
     there = (one.evaluation or {"parts": {}})["parts"]
-    kinds = {"causal"} if not there or "pseudo-perplexity" not in there else {"masked"}
-    due = {name: part for name, part in parts().items() if name not in there and part.kinds & kinds}
-    command = f"prunelm evaluate {one.name} --against {base} --text YOUR_TEXT"
+    due = {name: part for name, part in parts().items() if name not in there and one.task in part.kinds}
+    text = "YOUR_LABELED_TEXT.jsonl" if one.task == "classifier" else "YOUR_TEXT"
+    command = f"prunelm evaluate {one.name} --against {base} --text {text}"
     extra = {"tasks": "--tasks NAME,NAME", "shift": "--others FILE,FILE"}
     plain = [name for name in due if name not in extra]
     if plain:
@@ -150,7 +146,7 @@ def _missing(one: Gathered) -> Iterator[tuple[list[str], str]]:
         yield said, f"{command} --parts {','.join(plain)} --out {one.name}/evaluation.json"
     for name in (name for name in extra if name in due):
         yield [f"{name}: {due[name].summary}"], f"{command} {extra[name]} --out {one.name}/evaluation.json"
-    if one.transfer is None:
+    if one.transfer is None and one.task == "causal":
         recipe = one.pruning["recipe"]
         yield (
             ["transfer: calibrated on one text, tested on another"],
@@ -289,27 +285,6 @@ def _slider(one: Gathered) -> Shown | None:
 
 def _at(site: Mapping[str, Any], removed: int) -> float:
     return float(site["harm"][site["removed"].index(removed)])
-
-
-def _frontiers(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]]:
-    """Quality against size, where at least two models were measured alike."""
-    rows: list[Shown] = []
-    metric, short = "", short_names(found)
-    for one in found:
-        quality = one.part("quality")
-        if quality is None or "value" not in quality:
-            continue
-        metric = quality["metric"]
-        error = quality["error"]
-        size = one.pruning["parameters"]
-        row = {"model": one.name, "label": short[one.name], "parameters": size["after"], "value": quality["value"]}
-        rows.append({**row, "low": quality["value"] - error, "high": quality["value"] + error})
-        if "dense" in quality and not any(r["model"] == "dense" for r in rows):
-            dense = quality["dense"]
-            row = {"model": "dense", "label": "dense", "parameters": size["before"], "value": dense["value"]}
-            rows.append({**row, "low": dense["value"] - dense["error"], "high": dense["value"] + dense["error"]})
-    if len({row["parameters"] for row in rows}) > 1 and len(found) > 1:
-        yield f"Quality against size: {metric}", figures.frontier(rows, metric), _SURER
 
 
 def _family(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]]:

@@ -148,8 +148,13 @@ def _head(source: Source, other: Source | None) -> dict[str, Any]:
     for who, one in (("model", source), ("against", other)):
         if one is not None:
             name = one.name if not Path(one.name).exists() else Path(one.name).resolve().name
-            found[who] = {"name": name, "weights": _sha256(json.dumps(fingerprint(one), sort_keys=True))[:16]}
+            found[who] = {"name": name, "weights": weights_digest(one)}
     return found
+
+
+def weights_digest(source: Source) -> str:
+    """What `evaluation.json` knows a model by."""
+    return _sha256(json.dumps(fingerprint(source), sort_keys=True))[:16]
 
 
 def _parameters(subject: Subject, name: str) -> int:
