@@ -12,11 +12,11 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising", "doubts"},
-    {"registry", "policy", "locking", "gguf_header", "forms", "distributed"},
+    {"registry", "policy", "locking", "gguf_header", "forms", "distributed", "differing"},
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},
     {"stream", "plan", "architectures", "stock", "hidden", "spreading"},
-    {"targets"},
+    {"targets", "repetition"},
     {
         "similarity",
         "data",

@@ -220,7 +220,7 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
             f"the saved calibration has not seen {', '.join(unseen[:3])}{' and others' * (len(unseen) > 3)}, which may "
             "lose units here: calibrate again with the same --for and --sites"
         )
-    notes = [*job.notes, *outlook.notes]
+    notes = [*job.notes, *(note for note in outlook.notes if note not in job.notes)]
     if job.counts is not None:
         return replace(job, notes=notes)
     if recipe.policy is not None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .errors import DataError
 from .overlap import sketch
+from .repetition import passages
 from .stream import Batch
 
 SUFFIXES = {".txt", ".md", ".jsonl"}
@@ -221,7 +222,7 @@ def sample_batches(
             check_labels(config, labels)
             batches = _labeled(batches, labels, seed)
     check_ids(config, batches)
-    facts = describe(batches, tokenizer, length=length, seed=seed)
+    facts = describe(batches, tokenizer, length=length, seed=seed, **passages(batches))
     if labels is not None:
         facts["labels_sha256"] = hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()
     facts["ngrams"] = sketch(tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].tolist())

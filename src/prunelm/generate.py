@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .data import Batches, check_length, describe
 from .errors import DataError
+from .repetition import passages
 from .stream import Batch
 
 
@@ -51,7 +52,8 @@ def self_generated(
             )
             batches.append({"input_ids": ids.cpu()})
     return Batches(
-        batches=batches, facts=describe(batches, tokenizer, source="self-generated", length=length, seed=seed)
+        batches=batches,
+        facts=describe(batches, tokenizer, source="self-generated", length=length, seed=seed, **passages(batches)),
     )
 
 

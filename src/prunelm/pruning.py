@@ -32,6 +32,7 @@ from .progress import Progress, silent
 from .reading import Reading, reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
+from .repetition import repetition_notes
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
 from .stream import BlockStream, Room, release_memory
 from .survey import curve_of, score, similarity_of
@@ -122,6 +123,7 @@ def prune_(
     if recipe.hidden and (outlook is not None or nested is not None):
         raise RecipeError("hidden channels do not go with an outlook of the dense model or a family: leave one out")
     job, hidden = _prepared_(model, calibration, recipe, nested, decided, bench, progress)
+    job.notes.extend(repetition_notes(calibration.facts))
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = Derivatives()
     if outlook is None or decided is not None:
@@ -210,7 +212,13 @@ def repair_(
     budget = Budget(target=Plan(kept).removed(sites), total=prunable(sites), min_units=0)
     total = prunable(find_sites(model))
     job = Job(
-        everything=everything, sites=sites, budget=budget, counts=counts, step=1, prunable=total, notes=list(notes)
+        everything=everything,
+        sites=sites,
+        budget=budget,
+        counts=counts,
+        step=1,
+        prunable=total,
+        notes=[*notes, *repetition_notes(calibration.facts)],
     )
     scores = Decided(counts=counts, kept=kept).scores(sites)
     read = reading(calibration, None, recipe, sites)

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from ..workflow import default_recipe
-from .console import err, out, progress_bars, quiet
+from .console import err, out, progress_bars, quiet, tell
 from .written import show_reports
 
 _OPTIONS = {"targets": "for", "calibration": "self-generated"}
@@ -78,7 +78,7 @@ def recipe_asked(
         raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
     if name is None and calibrated is not None and plan_file is None:
         chosen = calibrated_recipe(calibrated, **overrides)
-        err.print(f"recipe {chosen.name}, with which {calibrated} was made")
+        tell([f"recipe {chosen.name}, with which {calibrated} was made"])
         return chosen.evened(chosen.sites) if uniform else chosen
     if name is None:
         searches = looks and overrides.get("allocator") is None and overrides.get("attention_share") is None

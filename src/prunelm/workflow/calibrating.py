@@ -12,6 +12,7 @@ from ..job import prepare_
 from ..memory import within_memory
 from ..progress import Progress, silent
 from ..recipe import Recipe
+from ..repetition import repetition_notes
 from ..workbench import workbench
 from ..writing import writes
 from . import DEFAULT_RECIPE
@@ -57,7 +58,7 @@ def calibrate(
             return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part, refit), batches
 
         (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
-        outlook = replace(outlook, notes=[*outlook.notes, *notes, *shared_by()])
+        outlook = replace(outlook, notes=[*outlook.notes, *repetition_notes(batches.facts), *notes, *shared_by()])
         if is_writer():
             made: dict[str, Any] = {"source": files.source, "recipe": chosen, "text": batches.facts}
             save_calibration(outlook, out, **made, compute_dtype=files.compute_dtype, force=force)

@@ -13,6 +13,7 @@ from ..loading import Source, load_tokenizer
 from ..memory import batch_tokens_on
 from ..recipe import Recipe
 from ..reconstructions import RECONSTRUCTIONS
+from ..repetition import distinct_beginnings
 from ..sites import find_sites, weight_of
 from ..tasks import task_of
 from ..workbench import Step, Workbench
@@ -95,6 +96,13 @@ def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
     if recipe.hidden:
         widest = max(widest, int(model.config.hidden_size))
     fitted = int(found.tokens * (1 - recipe.held_out))
+    different = distinct_beginnings(found.batches) if task_of(model) == "causal" else found.tokens
+    if different < widest <= fitted:
+        raise DataError(
+            f"the calibration text repeats itself: of {found.tokens:,} tokens only {different:,} come after different "
+            f"text, and they cannot determine a refit of {widest:,} channels. Give text that does not repeat, or "
+            "--reconstruction none."
+        )
     if fitted < widest:
         raise DataError(
             f"{fitted:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
