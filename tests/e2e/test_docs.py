@@ -14,8 +14,11 @@ import pytest
 import typer.main
 from tests import forked
 
+from prunelm.allocators import ALLOCATORS
 from prunelm.cli import app
+from prunelm.criteria import CRITERIA
 from prunelm.recipe import Recipe
+from prunelm.reconstructions import RECONSTRUCTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -215,3 +218,12 @@ def test_relative_links_lead_somewhere(page):
 def test_the_readme_links_to_every_page_of_the_docs():
     linked = {(ROOT / target.partition("#")[0]).resolve() for target in links(ROOT / "README.md")}
     assert {page.resolve() for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+@pytest.mark.parametrize("registry", [CRITERIA, ALLOCATORS, RECONSTRUCTIONS], ids=lambda registry: registry.kind)
+def test_every_plug_in_is_described_with_cost_source_and_use(registry):
+    parts = re.split(r"^### (.*)$", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), flags=re.M)
+    said = {name: text for heads, text in zip(parts[1::2], parts[2::2], strict=True) for name in heads.split(", ")}
+    for name in (name for name, _, origin in registry.describe() if origin.startswith("prunelm")):
+        points = "\n".join(re.findall(r"^- .*$", said[name], re.M)).lower()
+        assert not [word for word in ("cost", "source", "use") if word not in points], name
