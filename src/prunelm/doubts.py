@@ -66,7 +66,7 @@ def _slower(timed: Mapping[str, Any]) -> Iterator[str]:
     """Widths that were measured to be slower than a wider one, by more than rounds differ."""
     for row in timed["widths"]:
         for name in ("reading", "writing"):
-            faster = [w for w in row["wider"] if w[name]["value"] < CLEARLY and w[name]["high"] < 1]
+            faster = [w for w in row["wider"] if w[name]["value"] < CLEARLY and (w[name]["high"] or 1) < 1]
             if faster:
                 best = min(faster, key=lambda wider: wider[name]["value"])
                 where = f"{row['site'].replace('ffn', 'FFN')}, {row['blocks']} block{'s' if row['blocks'] > 1 else ''}"

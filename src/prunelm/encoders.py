@@ -275,15 +275,15 @@ def _alone(task: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     if task == "masked":
         mean, error = mean_and_error(records)
-        value, error = math.exp(mean), math.exp(mean) * error
+        value, error = math.exp(mean), None if error is None else math.exp(mean) * error
     else:
         value = sum(r["right"] for r in records) / len(records)
-        error = math.sqrt(value * (1 - value) / len(records))
+        error = math.sqrt(value * (1 - value) / len(records)) if len(records) > 1 else None
     predicted = sum(r["tokens"] for r in records)
     return {"value": value, "error": error, "calibration_error": calibration_error(records), "predicted": predicted}
 
 
-def _mean(values: Sequence[float], counts: Sequence[int] | None, seed: int) -> dict[str, float]:
+def _mean(values: Sequence[float], counts: Sequence[int] | None, seed: int) -> dict[str, float | None]:
     weights = counts or [1] * len(values)
     low, high = interval(values, counts, seed=seed)
     value = sum(v * n for v, n in zip(values, weights, strict=True)) / sum(weights)

@@ -156,7 +156,7 @@ def _perplexity(
     return Evaluation(
         metric="perplexity",
         value=math.exp(mean),
-        error=math.exp(mean) * error,
+        error=None if error is None else math.exp(mean) * error,
         bits_per_byte=mean * predicted / math.log(2) / size,
         kl=sum(r["kl"] for r in records) / predicted if against is not None else None,
         top1=sum(r["same"] for r in records) / predicted if against is not None else None,
@@ -182,8 +182,10 @@ def text_windows(
     ids = token_ids(text, tokenizer)[:max_tokens]
     windows = split_windows(ids, length, prefix_ids(tokenizer))
     if not windows:
+        cut = max_tokens is not None and len(ids) == max_tokens
+        more = f", or more than --max-tokens {max_tokens:,}" if cut else ""
         raise DataError(
-            f"{where}: it gives {len(ids):,} tokens, but one window needs {length:,}. Use a smaller --length."
+            f"{where}: it gives {len(ids):,} tokens, but one window needs {length:,}. Use a smaller --length{more}."
         )
     check_ids(model.config, [{"input_ids": w[None]} for w in windows])
     return windows

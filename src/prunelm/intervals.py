@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 DRAWS = 2000
+Interval = tuple[float, float] | tuple[None, None]
+"""Both ends; none where a single window says nothing of how much windows differ."""
 LEVEL = 0.95
 
 
@@ -21,13 +23,15 @@ def ratio_of(
     difference = torch.tensor(losses, dtype=torch.float64) - torch.tensor(dense, dtype=torch.float64)
     weight = torch.tensor(counts, dtype=torch.float64)
     mean = float((difference * weight).sum() / weight.sum())
-    low, high = interval(difference.tolist(), counts, seed=seed)
+    low, high = exponents(interval(difference.tolist(), counts, seed=seed))
     error = float(difference.std() / math.sqrt(len(difference))) if len(difference) > 1 else None
-    return {"value": math.exp(mean), "low": math.exp(low), "high": math.exp(high), "error": error, "level": LEVEL}
+    return {"value": math.exp(mean), "low": low, "high": high, "error": error, "level": LEVEL}
 
 
-def interval(values: Sequence[float], counts: Sequence[int] | None = None, *, seed: int = 0) -> tuple[float, float]:
+def interval(values: Sequence[float], counts: Sequence[int] | None = None, *, seed: int = 0) -> Interval:
     """The bootstrap percentile interval (95 %, 2,000 draws) of a mean of windows, weighted by their tokens."""
+    if len(values) < 2:
+        return None, None
     draws = _means(values, counts, seed)
     ends = torch.quantile(draws, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64))
     return float(ends[0]), float(ends[1])
@@ -35,11 +39,19 @@ def interval(values: Sequence[float], counts: Sequence[int] | None = None, *, se
 
 def interval_of_difference(
     one: tuple[Sequence[float], Sequence[int]], other: tuple[Sequence[float], Sequence[int]], *, seed: int = 0
-) -> tuple[float, float]:
+) -> Interval:
     """The same for mean(one) - mean(other), two sets of windows that are drawn apart."""
+    if min(len(one[0]), len(other[0])) < 2:
+        return None, None
     draws = _means(*one, seed) - _means(*other, seed + 1)
     ends = torch.quantile(draws, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64))
     return float(ends[0]), float(ends[1])
+
+
+def exponents(ends: Interval) -> Interval:
+    """Both ends, as exponents of e."""
+    low, high = ends
+    return (None, None) if low is None or high is None else (math.exp(low), math.exp(high))
 
 
 def _means(values: Sequence[float], counts: Sequence[int] | None, seed: int) -> torch.Tensor:

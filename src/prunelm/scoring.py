@@ -85,10 +85,10 @@ def mean_loss(records: Sequence[Mapping[str, Any]]) -> float:
     return total / tokens
 
 
-def mean_and_error(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Mean loss over all tokens, and its standard error over windows."""
+def mean_and_error(records: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
+    """Mean loss over all tokens, and its standard error over windows; None of a single one."""
     losses = [record["loss"] for record in records]
-    spread = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    spread = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None
     return mean_loss(records), spread
 
 

@@ -94,9 +94,10 @@ def clock(device: torch.device) -> float:
 
 @torch.no_grad()
 def cache_bytes(model: PreTrainedModel, length: int) -> int:
-    """Bytes that the keys and values of a prompt take."""
+    """Bytes that the keys and values of a prompt take; attention that is gone keeps none."""
     cache = model(input_ids=_prompt(model, length), use_cache=True, **_last_logits(model)).past_key_values
-    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    kept = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(t.numel() * t.element_size() for t in kept)
 
 
 def _length(model: PreTrainedModel, length: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,36 @@ def test_what_is_scored_is_looked_for_in_the_calibration_text(
     few = cli("evaluate", pruned, "--text", unseen, "--length", "32", "--max-tokens", "96")
     assert "whether unseen.txt was calibrated on is not known: only" in few.err
     assert "passages could be checked, at least 30 are needed; score more text" in few.err
+
+
+def test_one_window_has_no_error_anywhere(
+    cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    dense, page, matrix = tiny_folder("llama"), tmp_path / "page.html", tmp_path / "transfer.json"
+    other = tmp_path / "numbers.txt"
+    other.write_text(" ".join(f"{k * k}" for k in range(300)))
+    window = ("--length", "32", "--max-tokens", "32")
+    plan = json.loads((pruned / "pruning.json").read_text())["recipe"]
+    again = tmp_path / "OUT"
+    shutil.copytree(pruned, again, ignore=shutil.ignore_patterns("evaluation.json"))
+    parts = ("--parts", "quality,noise", "--others", other, "--out", again / "evaluation.json")
+    small = ("--sparsity", f"{plan['sparsity']}", "--samples", "8", "--calibration-length", "32", "--out", matrix)
+    for words in (
+        ("evaluate", again, "--text", text_file, "--against", dense, *window, *parts),
+        ("evaluate", again, "--text", text_file, "--against", dense, *window),
+        ("transfer", dense, text_file, other, *window, *small),
+        ("compare", dense, again, "--text", text_file, *window, "--out", page),
+    ):
+        ran = cli(*words)
+        assert ran.code == 0, ran
+        assert not re.search(r"\+-|\(\d|nan|None", ran.out.replace("(1.00x)", "").partition("prefill")[0]), ran.out
+    shutil.copy(matrix, again / "transfer.json")
+    assert cli("report", again).code == 0
+    for path in (page, again / "report.html"):
+        shown = re.sub(r"<(script|style).*?</\1>", "", path.read_text(), flags=re.S)
+        assert not re.search(r"±|\bnan\b|\bNone\b", shown)
+    assert "Transfer between texts" in shown
+    assert "±" not in (again / "README.md").read_text()
 
 
 def test_labeled_texts_are_looked_for_one_by_one(byte_tokenizer: Any, tmp_path: Path) -> None:

@@ -126,6 +126,45 @@ def test_positions_add_up_to_the_whole(pair: tuple[Path, Path], text: Path, byte
     assert whole == pytest.approx(statistics.mean(losses), rel=1e-4)
 
 
+def test_positions_take_the_windows_that_there_are(pair: tuple[Path, Path], text: Path) -> None:
+    found = run(pair, text, "positions", max_tokens=3 * LENGTH)["parts"]["positions"]["results"]
+    assert found["facts"]["length"] == 3 * LENGTH
+    with pytest.raises(DataError, match=r"one window needs 32. Use a smaller --length, or more than --max-tokens 20"):
+        run(pair, text, "positions", max_tokens=20)
+
+
+def test_all_parts_leave_out_what_the_text_is_too_short_for(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, out = tmp_path / "short.txt", tmp_path / "evaluation.json"
+    short.write_text("a, b. " * 6)  # without its punctuation, it does not fill a window
+    known = {name: part for name, part in parts().items() if name in ("quality", "positions", "noise", "heads")}
+    monkeypatch.setattr("prunelm.suite.parts", lambda: known)
+    found = run(pair, short, "all", out=out, max_tokens=None)
+    assert set(found["parts"]) == {"quality", "positions", "heads"}
+    assert "one window needs 32" in found["left_out"]["noise"]
+    assert not list(tmp_path.glob(".*"))
+    assert json.loads(out.read_text())["left_out"] == found["left_out"]
+    assert "left_out" not in run(pair, text, "quality", "noise", out=out)
+    short.write_text("few")
+    with pytest.raises(DataError, match="one window needs 32"):
+        run(pair, short, "all")
+
+
+def test_one_window_says_nothing_of_errors(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("1 2 3 4 5 6 " * 20)
+    found = run(pair, text, "quality", "noise", "shift", "speed", max_tokens=LENGTH, others=(str(other),), rounds=1)
+    quality = found["parts"]["quality"]["results"]
+    assert quality["error"] is quality["dense"]["error"] is None
+    for one in (quality["ratio"], quality["kl"], found["parts"]["speed"]["results"]["ratio"]["prefill"]):
+        assert one["low"] is one["high"] is None
+    for row in (*found["parts"]["noise"]["results"]["noisy"], *found["parts"]["shift"]["results"]["others"]):
+        assert row["excess"]["low"] is row["added"]["model"]["high"] is None
+    said = [cell for row in summary(found) for cell in row]
+    assert not [cell for cell in said if "+-" in cell or "(" in cell or "None" in cell]
+
+
 def test_noise_is_paired_and_compared_with_clean_text(pair: tuple[Path, Path], text: Path) -> None:
     found = run(pair, text, "noise", max_tokens=4 * LENGTH)["parts"]["noise"]["results"]
     assert len(found["noisy"]) == 12
@@ -161,6 +200,40 @@ def test_text_of_other_kinds(pair: tuple[Path, Path], text: Path, tmp_path: Path
     assert len(summary({"parts": {"shift": part}})) == 2
     part["results"]["others"][0]["overlap"] = {"share": 0.5, "checked": 10, "shared": 5, "flagged": True}
     assert notes({"parts": {"shift": part}})[0].startswith("numbers.txt: about 50% of its 8-word passages")
+
+
+def test_texts_and_tasks_are_added_to_those_before(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, texts = tmp_path / "evaluation.json", [tmp_path / f"{name}.txt" for name in "abc"]
+    for k, one in enumerate(texts):
+        one.write_text(" ".join(str(n * (n + k)) for n in range(200)))
+    options: dict[str, Any] = {"max_tokens": 4 * LENGTH, "out": out}
+    first = run(pair, text, "shift", others=(str(texts[0]), str(texts[1])), **options)["parts"]["shift"]
+    stages: set[str] = set()
+    tell: dict[str, Any] = {"progress": lambda stage, *_: stages.add(stage)}
+    both = run(pair, text, "shift", others=(str(texts[2]), str(texts[0])), **options, **tell)["parts"]["shift"]
+    assert stages == {"held-out.txt", "c.txt"}
+    assert [row["text"] for row in both["results"]["others"]] == ["a.txt", "b.txt", "c.txt"]
+    assert [one["name"] for one in both["others"]] == ["a.txt", "b.txt", "c.txt"]
+    assert both["results"]["others"][:2] == first["results"]["others"]
+    # Another text of a name takes the older one's place; other settings begin anew.
+    texts[0].write_text(texts[1].read_text())
+    again = run(pair, text, "shift", others=(str(texts[0]),), **options)["parts"]["shift"]
+    assert [row["text"] for row in again["results"]["others"]] == ["b.txt", "c.txt", "a.txt"]
+    assert again["results"]["others"][2]["value"] == first["results"]["others"][1]["value"]
+    anew = run(pair, text, "shift", others=(str(texts[0]),), **{**options, "max_tokens": 2 * LENGTH})["parts"]["shift"]
+    assert [row["text"] for row in anew["results"]["others"]] == ["a.txt"]
+    # Tasks by their names.
+    seen: list[str] = []
+    made = lambda *args: seen.append(args[2]) or {args[2]: {"acc": {"value": 0.5, "error": 0.1}}}  # noqa: E731
+    monkeypatch.setattr("prunelm.suite.tasks._measured", made)
+    monkeypatch.setattr("prunelm.suite.tasks._manager", lambda _setting: None)
+    monkeypatch.setattr("prunelm.suite.tasks._version", lambda: "0")
+    run(pair, text, "tasks", tasks=("one",), out=out)
+    found = run(pair, text, "tasks", tasks=("two", "one"), out=out)["parts"]["tasks"]
+    assert seen == ["one", "one", "two", "two"]
+    assert list(found["results"]["tasks"]) == found["settings"]["tasks"] == ["one", "two"]
 
 
 @torch.no_grad()
@@ -280,7 +353,7 @@ def test_pseudo_perplexity_is_that_of_a_plain_loop(tmp_path: Path, byte_tokenize
 
 def test_embeddings_are_compared_with_dense(tiny_folder: Callable[..., Path], text: Path) -> None:
     pair = (tiny_folder("bert"), tiny_folder("bert", seed=1))
-    found = run(pair, text, "quality")["parts"]["quality"]["results"]
+    found = run(pair, text, "quality", max_tokens=1024)["parts"]["quality"]["results"]
     assert found["metric"] == "embedding"
     assert abs(found["cosine"]["value"]) < 0.999
     assert found["cosine"]["low"] <= found["cosine"]["value"] <= found["cosine"]["high"]

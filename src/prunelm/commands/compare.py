@@ -10,7 +10,7 @@ from rich.table import Table
 from .asked import words
 from .console import err, fits, out, print_json, progress_bars, quiet, tell
 from .options import Access, AsJson, Device, Length, MaxTokens, Text
-from .tables import comparison_table, overlaps
+from .tables import comparison_table, overlaps, with_error
 
 
 def compare(
@@ -92,5 +92,5 @@ def quantized_table(rows: Sequence[dict[str, Any]]) -> Table:
             continue
         same = at_equal_bytes(dense, form) if row is not rows[0] and form["metric"] == "perplexity" else None
         beside = [f"{same:.4g}", f"{form['value'] / same:.3f}"] if same is not None else ["", ""]
-        table.add_row(*cells, f"{form['value']:.4g} +- {form['error']:.2g}", *beside)
+        table.add_row(*cells, with_error(form), *beside)
     return table

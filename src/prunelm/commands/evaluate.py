@@ -107,8 +107,10 @@ def _evaluate_parts(
     chosen = Setting(**setting)
     with quiet(), progress_bars() as progress:
         found = measure(model, text, parts=names, out=out_file, setting=chosen, progress=progress, **options)
+    left_out = found.get("left_out", {})
     with damage_answered(out_file or "the evaluation"):
-        said, rows = notes(found), summary(found)
+        said = [*notes(found), *(f"part {name} was left out: {why}" for name, why in left_out.items())]
+        rows = summary(found)
     tell(said)
     if as_json:
         print_json(found)

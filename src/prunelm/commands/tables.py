@@ -34,7 +34,7 @@ def quality_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """(measure, value) of an evaluation."""
     rows = []
     if found["value"] is not None:
-        rows.append((found["metric"], f"{found['value']:.4g} +- {found['error']:.2g}"))
+        rows.append((found["metric"], with_error(found)))
     for name, label, form in (
         ("bits_per_byte", "bits per byte", "{:.4f}"),
         ("kl", "KL to dense", "{:.4f}"),
@@ -44,6 +44,11 @@ def quality_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if found[name] is not None:
             rows.append((label, form.format(found[name])))
     return rows
+
+
+def with_error(found: dict[str, Any]) -> str:
+    """A value, with its standard error where there is one."""
+    return f"{found['value']:.4g}" + (f" +- {found['error']:.2g}" if found["error"] is not None else "")
 
 
 def planned_cells(row: dict[str, Any]) -> tuple[str, str, str, str]:

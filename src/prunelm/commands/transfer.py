@@ -55,4 +55,5 @@ def transfer(
 def _transferred(cell: dict[str, Any]) -> str:
     ratio = cell["ratio"]
     seen = " (text overlaps)" if cell["overlap"] and cell["overlap"]["flagged"] else ""
-    return f"{cell['value']:.4g}, {ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}){seen}"
+    ends = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio["low"] is not None else ""
+    return f"{cell['value']:.4g}, {ratio['value']:.2f}x{ends}{seen}"

@@ -53,7 +53,7 @@ def _evaluation(
         parts["quality"] = {"settings": dict(windows), "text": name, "overlap": met, "results": _quality(dense, row)}
     if "speedup" in row:
         known = parts.get("speed", {}).get("results", {})
-        ratio = dict.fromkeys(("value", "low", "high"), row["speedup"])
+        ratio = {"value": row["speedup"], "low": None, "high": None}
         prefill = {"dense": dense["tokens_per_second"], "model": row["tokens_per_second"], "ratio": ratio}
         speeds = {who: {**known.get(who, {}), "prefill": value} for who, value in prefill.items()}
         parts["speed"] = {"settings": {}, "results": {**known, **speeds}}

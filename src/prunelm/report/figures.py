@@ -14,6 +14,8 @@ LABELS = {"attention": "attention", "ffn": "FFN"}
 CELL: dict[str, Any] = {"type": "rect", "stroke": GRID, "strokeWidth": 1}
 """A cell of a heat map, outlined so that the darkest color stands out from a dark page too."""
 ROOMY = {"zero": False, "padding": 8}
+KNOWN = {"filter": "isValid(datum.low)"}
+"""Lines are drawn where intervals are known."""
 UNDER, OVER = 5, 2
 """Widths of lines, so that the first is seen where another lies on it."""
 SHARES = {"format": "%", "tickCount": 5}
@@ -229,7 +231,11 @@ def frontier(rows: Rows, metric: str) -> Spec:
         rows,
         layer=[
             {"mark": {"type": "line", "color": FAINT}, "encoding": {"x": x, "y": y}},
-            {"mark": {"type": "rule", "color": FIRST}, "encoding": {"x": x, **ends, "tooltip": tip}},
+            {
+                "mark": {"type": "rule", "color": FIRST},
+                "transform": [KNOWN],
+                "encoding": {"x": x, **ends, "tooltip": tip},
+            },
             {
                 "mark": {"type": "point", "filled": True, "size": 80, "color": FIRST, "opacity": 1},
                 "encoding": {"x": x, "y": y, "tooltip": tip},
@@ -316,7 +322,7 @@ def shift(found: Mapping[str, Any]) -> Spec:
 def _excess(rows: Rows, there: str, home: str) -> Spec:
     worst = max(rows, key=lambda row: row["value"])
     y = {"field": "text", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
-    tip = [_field("text"), *(_field(name, name, ".3f") for name in ("value", "low", "high"))]
+    tip = [_field("text"), *_valued(rows)]
     x = {"type": "quantitative", "scale": ROOMY, "title": ["ratio to dense,", f"over that on {home}"]}
     return figure(
         f"Ratio to dense on {there} over that on {home}. Most: {worst['text']}, {worst['value']:.3f}.",
@@ -333,10 +339,10 @@ def transfer(found: Mapping[str, Any]) -> Spec:
         flag = " *" if (c.get("overlap") or {}).get("flagged") else ""
         said = {
             "said": f"{c['ratio']['value']:.2f}x{flag}",
-            "span": f"{c['ratio']['low']:.2f} to {c['ratio']['high']:.2f}",
+            "span": f"{c['ratio']['low']:.2f} to {c['ratio']['high']:.2f}" if c["ratio"]["low"] is not None else "",
         }
         rows.append({"calibrated": c["calibrated"], "tested": c["tested"], **said, **c["ratio"]})
-    tip = [_field("calibrated"), _field("tested"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
+    tip = [_field("calibrated"), _field("tested"), *_valued(rows)]
     x = {
         "field": "tested",
         "type": "nominal",
@@ -386,7 +392,7 @@ def speed(rows: Rows) -> Spec:
     """Ratios to dense: speeds, memory, bytes; colored by whether that is better."""
     x = {"type": "quantitative", "title": "times dense", "scale": ROOMY}
     y = {"field": "measure", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
-    tip = [_field("measure"), *(_field(n, n, ".3f") for n in ("value", "low", "high"))]
+    tip = [_field("measure"), *_valued(rows)]
     said = ", ".join(f"{row['measure']} {row['value']:.2f}x" for row in rows)
     kinds = ["better than dense", "no better"]
     shown = [{**row, "kind": kinds[not (row["value"] > 1 if row["more"] else row["value"] < 1)]} for row in rows]
@@ -410,6 +416,7 @@ def _intervals(x: Spec, y: Spec, tip: list[Spec]) -> list[Spec]:
         },
         {
             "mark": {"type": "rule", "color": FIRST, "strokeWidth": 2},
+            "transform": [KNOWN],
             "encoding": {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "tooltip": tip},
         },
         {
@@ -417,6 +424,12 @@ def _intervals(x: Spec, y: Spec, tip: list[Spec]) -> list[Spec]:
             "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tip},
         },
     ]
+
+
+def _valued(rows: Rows) -> list[Spec]:
+    """What a tip says of values; intervals only where all of them have one."""
+    known = all(row["low"] is not None for row in rows)
+    return [_field(name, name, ".3f") for name in ("value", "low", "high")[: 3 if known else 1]]
 
 
 def _kinds(names: Sequence[str], field: str = "kind") -> Spec:

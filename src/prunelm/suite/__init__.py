@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +13,9 @@ from ..journal import Journal
 from ..loading import Source, load_model, load_tokenizer
 from ..progress import Progress
 from ..registry import did_you_mean
+
+if TYPE_CHECKING:
+    from .growing import Growing
 
 CAUSAL, EVERY = frozenset({"causal"}), frozenset({"causal", "masked", "classifier", "embedding"})
 """Kinds of models."""
@@ -74,8 +77,8 @@ Measure = Callable[[Subject, Setting, Journal, Progress], dict[str, Any]]
 class Part:
     """One part of the suite: what it measures, for which kinds of models, and the settings that its numbers hang on.
 
-    `reads` gives what it scores of the text. The numbers of a `timed` part hang on the device too. `check` raises
-    before anything is loaded.
+    `reads` gives what it scores of the text. The numbers of a `timed` part hang on the device too. `grows` keeps apart
+    what was named. `check` raises before anything is loaded.
     """
 
     summary: str
@@ -86,6 +89,7 @@ class Part:
     reads_others: bool = False
     timed: bool = False
     paired_only: bool = False
+    grows: "Growing | None" = None
     check: Callable[[Setting], Any] | None = None
 
 
@@ -97,6 +101,7 @@ def parts() -> dict[str, Part]:
 def _text_parts() -> dict[str, Part]:
     """Parts that are about what a model makes of a text."""
     from .generation import generation
+    from .growing import Growing, join_texts
     from .noise import noise
     from .passages import all_read, masked_read, windows_read
     from .positions import positions
@@ -113,7 +118,7 @@ def _text_parts() -> dict[str, Part]:
             settings=WINDOWS,
         ),
         "positions": Part(
-            summary="perplexity by position in the longest window that the model reads, at most 4 x length",
+            summary="perplexity by position in long windows: 4 x length, as far as model and text reach",
             measure=positions,
             reads=windows_read,
             kinds=CAUSAL,
@@ -147,12 +152,14 @@ def _text_parts() -> dict[str, Part]:
             kinds=CAUSAL,
             settings=WINDOWS,
             reads_others=True,
+            grows=Growing(field="others", place=("others",), join=join_texts),
         ),
     }
 
 
 def _other_parts() -> dict[str, Part]:
     """Parts that are about heads, tasks, time and memory."""
+    from .growing import Growing, join_tasks
     from .heads import heads
     from .passages import windows_read
     from .tasks import check_tasks, tasks
@@ -173,6 +180,7 @@ def _other_parts() -> dict[str, Part]:
             measure=tasks,
             kinds=CAUSAL,
             settings=("tasks", "include_path", "limit", "batch_size", "seed", "dtype"),
+            grows=Growing(field="tasks", place=("settings", "tasks"), join=join_tasks),
             check=check_tasks,
         ),
         "speed": Part(

@@ -12,7 +12,7 @@ import torch
 from ..calibration import fingerprint
 from ..card import model_card
 from ..data import JOIN, read_documents
-from ..errors import EvaluationError
+from ..errors import DataError, EvaluationError
 from ..forms import check_form, damage_answered
 from ..journal import Journal
 from ..loading import Source, bytes_on_disk, find_dense, find_model, read_json
@@ -22,11 +22,14 @@ from ..results import versions, write_results
 from ..tasks import task_of
 from ..writing import write_whole, writes
 from . import Part, Setting, Subject, check_names, chosen_parts, open_subject, settings_of
+from .growing import joined, rest
 from .passages import calibration_overlap
 from .summary import measured
 
 FORMAT = 1
 FILE = "evaluation.json"
+FIRST = "quality"
+"""The part that no evaluation can do without."""
 _MODEL = {"name": str, "weights": str, "parameters?": int, "bytes?": int}
 _FORM = {
     "model": _MODEL,
@@ -58,7 +61,8 @@ def measure(
         model: what is measured.
         text: that it was not calibrated on.
         against: the dense model, for everything that is paired.
-        parts: names of `prunelm.suite.parts()`, or `all`.
+        parts: names of `prunelm.suite.parts()`, or `all`, under which a part that the text is too short for is left
+            out; `left_out` says why.
         out: file to write or to add to.
         setting: everything that changes the numbers.
         progress, access: see `prunelm.prune`.
@@ -85,11 +89,17 @@ def measure(
     for name, part in chosen_parts(parts, task_of(subject.model), setting, paired=paired).items():
         asked = _asked(part, setting, source, Path(text), _sha256(words), others)
         known = found["parts"].get(name)
-        if known is not None and all(known.get(key) == value for key, value in asked.items()):
+        due = rest(part, known, asked, setting)
+        if due is None:
             continue
-        found["parts"][name] = _run(name, part, subject, setting, asked, target, head, progress)
-        if part.reads is not None:
-            found["parts"][name]["overlap"] = calibration_overlap(source, part.reads(subject, setting))
+        new = _asked(part, due, source, Path(text), _sha256(words), others)
+        try:
+            fresh = _run(name, part, subject, due, new, target, head, progress)
+            found["parts"][name] = joined(part, known, fresh, asked)
+        except DataError as error:
+            if list(parts) != ["all"] or name == FIRST:
+                raise
+            found.setdefault("left_out", {})[name] = str(error)
         found["versions"] = versions()
         if target is not None:
             write_results(target, found)
@@ -109,7 +119,7 @@ def _asked(
     if part.timed:
         asked["device"] = device_words(source.device)
     if part.reads_others:
-        asked["others"] = [{"name": Path(other).name, "sha256": of} for other, of in others.items()]
+        asked["others"] = [{"name": Path(other).name, "sha256": others[other]} for other in setting.others]
     return asked
 
 
@@ -137,10 +147,18 @@ def _run(
     facts = {"part": name, **asked, **{who: head[who] and head[who]["weights"] for who in ("model", "against")}}
     facts |= {"versions": versions(), "threads": torch.get_num_threads()}
     path = target.with_name(f".{target.name}.{name}-{_sha256(json.dumps(facts))[:8]}.journal") if target else None
-    result = part.measure(subject, setting, Journal(path, facts), progress)
+    try:
+        result = part.measure(subject, setting, Journal(path, facts), progress)
+    except DataError:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        raise
     if path is not None:
         path.unlink()
-    return {**asked, "results": result, "seconds": round(time.perf_counter() - start, 1)}
+    found = {**asked, "results": result, "seconds": round(time.perf_counter() - start, 1)}
+    if part.reads is not None:
+        found["overlap"] = calibration_overlap(subject.source, part.reads(subject, setting))
+    return found
 
 
 def _head(source: Source, other: Source | None) -> dict[str, Any]:
@@ -181,6 +199,7 @@ def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
                 f"{ours.get('name', 'none')} ({ours.get('weights', 'none')} after {theirs.get('weights', 'none')}). "
                 "Name another file, or remove it."
             )
+    there.pop("left_out", None)
     return there
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..data import JOIN, describe, read_documents
+from ..data import JOIN, describe, prefix_ids, read_documents, token_ids
 from ..evaluation import text_windows
 from ..journal import Journal
 from ..progress import Progress
@@ -14,15 +14,18 @@ FACTOR = 4
 
 
 def positions(subject: Subject, setting: Setting, journal: Journal, progress: Progress) -> dict[str, Any]:
-    """Exp of the mean loss where the number of tokens seen doubles, for windows as long as the model reads them.
+    """Exp of the mean loss where the number of tokens seen doubles, in windows of 4 x `length` tokens.
+
+    Shorter ones where the model reads fewer or the text has fewer, but never shorter than `length`.
 
     Raises:
         DataError: the text does not fill one window.
         EvaluationError: losses are not finite.
     """
-    limit = getattr(subject.model.config, "max_position_embeddings", None) or FACTOR * setting.length
-    length = min(FACTOR * setting.length, limit)
     text = JOIN.join(read_documents(subject.text))
+    there = len(token_ids(text, subject.tokenizer)[: setting.max_tokens]) + len(prefix_ids(subject.tokenizer))
+    limit = getattr(subject.model.config, "max_position_embeddings", None) or there
+    length = max(setting.length, min(FACTOR * setting.length, limit, there))
     windows = text_windows(text, str(subject.text), subject.model, subject.tokenizer, length, setting.max_tokens)
     records = scored(subject, windows, setting, journal, progress, "positions")
     facts = describe([{"input_ids": w[None]} for w in windows], subject.tokenizer, text=subject.text.name)

@@ -89,7 +89,7 @@ def _own(records: Sequence[Record], size: int) -> dict[str, Any]:
     tokens = sum(r["tokens"] for r in records)
     return {
         "value": math.exp(mean),
-        "error": math.exp(mean) * error,
+        "error": None if error is None else math.exp(mean) * error,
         "bits_per_byte": mean * tokens / math.log(2) / size,
         "calibration_error": calibration_error(records),
         "predicted": tokens,

@@ -89,8 +89,8 @@ def _spanned(found: Mapping[str, Any], count: int) -> str:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    value, low, high = (f"{100 * found[name]:+.1f}" for name in ("value", "low", "high"))
-    return f"{value} points ({low} to {high}); {found['lost']} texts lost, {found['gained']} gained"
+    value, _, ends = _signed(found, "+.1f", 100.0).partition(" ")
+    return f"{value} points{' ' * bool(ends)}{ends}; {found['lost']} texts lost, {found['gained']} gained"
 
 
 def _positions(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -121,8 +121,14 @@ def _noise(found: Mapping[str, Any]) -> Iterator[Row]:
 def _added(row: Mapping[str, Any]) -> tuple[str, str]:
     """What a change of text adds for dense and model, with intervals."""
     found = [row["added"].get(name) for name in ("dense", "model")]
-    dense, mine = (f"{a['value']:+.3f} ({a['low']:+.3f} to {a['high']:+.3f})" if a else "" for a in found)
+    dense, mine = (_signed(a, "+.3f") if a else "" for a in found)
     return dense, mine
+
+
+def _signed(found: Mapping[str, Any], form: str, scale: float = 1.0) -> str:
+    """A value with its interval, where there is one."""
+    value, low, high = (None if found[n] is None else f"{scale * found[n]:{form}}" for n in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if low is not None else f"{value}"
 
 
 def _shift(found: Mapping[str, Any]) -> Iterator[Row]:

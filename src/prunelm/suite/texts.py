@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation import text_windows, window_bytes
-from ..intervals import interval_of_difference
+from ..intervals import exponents, interval_of_difference
 from ..journal import Journal
 from ..progress import Progress
 from ..scoring import Record
@@ -54,12 +54,12 @@ def beside(there: Scored, home: Scored, models: Sequence[str], seed: int) -> dic
     added = {name: _added(there, home, name, seed) for name in models}
     if "dense" not in models:
         return {"added": added}
-    low, high = interval_of_difference(_differences(there), _differences(home), seed=seed)
+    low, high = exponents(interval_of_difference(_differences(there), _differences(home), seed=seed))
     value = there.found["ratio"]["value"] / home.found["ratio"]["value"]
-    return {"added": added, "excess": {"value": value, "low": math.exp(low), "high": math.exp(high)}}
+    return {"added": added, "excess": {"value": value, "low": low, "high": high}}
 
 
-def _added(there: Scored, home: Scored, name: str, seed: int) -> dict[str, float]:
+def _added(there: Scored, home: Scored, name: str, seed: int) -> dict[str, float | None]:
     (mine, sizes), (before, old) = _bits(there, name), _bits(home, name)
     low, high = interval_of_difference((mine, sizes), (before, old), seed=seed)
     return {"value": _mean(mine, sizes) - _mean(before, old), "low": low, "high": high}

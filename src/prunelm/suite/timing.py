@@ -59,10 +59,10 @@ def speed(subject: Subject, setting: Setting, journal: Journal, progress: Progre
     return found
 
 
-def spread(ratios: list[float]) -> dict[str, float]:
-    """The median of some ratios, and their quartiles."""
+def spread(ratios: list[float]) -> dict[str, float | None]:
+    """The median of some ratios, and their quartiles, which a single one has not."""
     if len(ratios) < 2:
-        return {"value": ratios[0], "low": ratios[0], "high": ratios[0]}
+        return {"value": ratios[0], "low": None, "high": None}
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"value": middle, "low": low, "high": high}
 
