@@ -1,8 +1,10 @@
 """Rules of the house that a machine can check."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -108,7 +110,9 @@ def test_no_model_names_in_logic():
 
 
 def test_the_public_page_is_complete():
+    importlib.import_module("prunelm.plan")
     for name in prunelm.__all__:
         assert getattr(prunelm, name).__doc__, name
+        assert not isinstance(getattr(prunelm, name), ModuleType), name
     with pytest.raises(AttributeError, match="no attribute 'prunned'"):
         _ = prunelm.prunned
