@@ -1,8 +1,10 @@
 """The model card (README.md) of a pruned checkpoint, in Hugging Face's metadata format."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .doubts import doubts
@@ -10,17 +12,41 @@ from .doubts import doubts
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What an evaluation says on a card: rows of a table, what to know of them, and metrics for the metadata."""
+    """What an evaluation says on a card: rows of a table, what to know of them, and metrics for the metadata.
+
+    `paired`: the dense model was measured too.
+    """
 
     rows: Sequence[Sequence[str]]
     doubts: Sequence[str]
     text: str
+    paired: bool
     task: str
     metrics: Mapping[str, float]
 
 
-def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> str:
-    """Markdown that says what was removed, how, what was measured, and how to load the result."""
+LICENSE, PIPELINE = ("license", "license_name"), ("pipeline_tag",)
+"""Metadata that a card takes over from that of the base model, and from an earlier one of its own."""
+_HEAD = re.compile(r"\A---\n(.*?)^---$", re.M | re.S)
+_PLAIN = re.compile(r"[\w\"'][^#\[\]{}|>&*!`]*")
+"""Values that stand on their line as they are."""
+
+
+def metadata(card: Path, names: Sequence[str]) -> list[str]:
+    """The lines of some fields at the head of a model card, as far as there is one and it has them in plain words."""
+    head = _HEAD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    lines = [line.partition(":") for line in head[1].splitlines()] if head is not None else []
+    return [f"{name}: {value.strip()}" for name, _, value in lines if name in names and _PLAIN.fullmatch(value.strip())]
+
+
+def model_card(facts: Mapping[str, Any], measured: Measured | None = None, *, head: Sequence[str] = ()) -> str:
+    """Markdown that says what was removed, how, what was measured, and how to load the result.
+
+    Args:
+        facts: as in pruning.json.
+        measured: what an evaluation found.
+        head: further lines of metadata: the license, and what the model is for.
+    """
     recipe = facts["recipe"]
     sizes = facts["parameters"]
     calibration = facts["calibration"]["criterion"]
@@ -35,6 +61,7 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None) -> st
         "tags:",
         "- prunelm",
         "- structured-pruning",
+        *head,
         *(_model_index(facts, measured) if measured is not None else ()),
         "---",
         "",
@@ -96,10 +123,22 @@ def _model_index(facts: Mapping[str, Any], measured: Measured) -> list[str]:
 
 
 def _measured(measured: Measured) -> list[str]:
-    lines = ["## What it costs", "", f"Measured on `{measured.text}`, dense and pruned on the same windows.", ""]
+    pair = "dense and pruned on the same text" if measured.paired else "without the dense model beside it"
+    lines = ["## What it costs", "", f"Measured on {_code(measured.text)} where nothing else is said, {pair}.", ""]
     lines += ["| | dense | pruned | compared |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in measured.rows]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in measured.rows]
     return [*lines, ""]
+
+
+def _cell(text: str) -> str:
+    """A text in a table, whatever signs are in it."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _code(name: str) -> str:
+    """A name as code."""
+    plain = name.replace("`", "'")
+    return f"`{plain}`"
 
 
 _HOW_STOCK = """With plain `transformers`, as any other model:

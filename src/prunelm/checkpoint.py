@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .card import model_card
+from .card import LICENSE, metadata, model_card
 from .curves import FILE as CURVES
 from .errors import CheckpointError
 from .hidden import built_config, built_width
@@ -30,8 +30,11 @@ from .sites import architecture_of, find_sites, gone_sites
 from .stock import stock_config, why_relabeled
 from .stream import prediction
 from .targets import readers_of
+from .tasks import PIPELINES, task_of
 from .verify import PROOF_TOKENS, TOLERANCE, proof_inputs
 from .writing import new_folder
+
+CARD = "README.md"
 
 
 def save(
@@ -75,7 +78,9 @@ def save(
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if report.curves.get("sites"):
             (folder / CURVES).write_text(json.dumps(report.curves) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+        head = metadata(source.folder / CARD, LICENSE) if source is not None else []
+        head.append(f"pipeline_tag: {PIPELINES[task_of(model)]}")
+        (folder / CARD).write_text(model_card(facts, head=head), encoding="utf-8")
         if prove:
             prove_folder(model, folder, pressing)
     return facts

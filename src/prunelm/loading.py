@@ -69,7 +69,7 @@ _PLAN = {
     "versions?": {str: str},
 }
 """What is read of a pruning.json, here and elsewhere."""
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .card import model_card
+from .card import LICENSE, PIPELINE, metadata, model_card
 from .checkpoint import class_for, copy_tokenizer, prove_folder
 from .errors import UnsupportedModelError
 from .exported import Exported, bytes_of
@@ -63,7 +63,8 @@ def export_padded(model: str | Path, out: str | Path, *, force: bool = False) ->
         shapes.save_pretrained(folder, state_dict=tensors)
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+        head = metadata(source.folder / "README.md", LICENSE + PIPELINE)
+        (folder / "README.md").write_text(model_card(facts, head=head), encoding="utf-8")
         finalize(folder)
         prove_folder(small, folder)
         written = bytes_of(folder)

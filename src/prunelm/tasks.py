@@ -11,6 +11,15 @@ _ENDINGS = {
 }
 
 
+PIPELINES = {
+    "causal": "text-generation",
+    "masked": "fill-mask",
+    "classifier": "text-classification",
+    "embedding": "feature-extraction",
+}
+"""What the Hugging Face hub calls them."""
+
+
 def task_named(name: str) -> str:
     """The same by the name of a class alone, as config.json has it."""
     return next((task for ending, task in _ENDINGS.items() if name.endswith(ending)), "embedding")

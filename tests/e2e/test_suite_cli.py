@@ -105,6 +105,43 @@ def test_the_model_card_carries_what_was_measured(
     assert card.read_text() == "mine"
 
 
+def test_the_model_card_is_true(
+    cli: Callable[..., Any], tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    """No dense model where there was none, texts at their rows, the base model's license, names that hold signs."""
+    dense, out, other = tmp_path / "dense", tmp_path / "OUT", tmp_path / "a|b.txt"
+    shutil.copytree(tiny_folder("llama"), dense)
+    (dense / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: tiny-1\nlicense_link: LICENSE\ntags:\n- license: x\n"
+        "pipeline_tag: text2text-generation\n---\nlicense: mit\n"
+    )
+    other.write_text(text_file.read_text()[:4_000])
+    assert cli("prune", dense, out, "--sparsity", "0.3", "--recipe", "l2").code == 0
+    card, line = out / "README.md", "pipeline_tag: text-generation"
+
+    def head() -> dict[str, Any]:
+        found = re.findall(r"^---\n(.*?)^---$", card.read_text(), re.M | re.S)
+        return dict(yaml.safe_load(found[0]))
+
+    expected = {"license": "other", "license_name": "tiny-1", "pipeline_tag": "text-generation"}
+    assert {name: head()[name] for name in expected} == expected
+    assert "license_link" not in head()
+    assert card.read_text().count(line) == 1
+    window = (*SIZE, "--out", out / "evaluation.json")
+    assert cli("evaluate", out, "--text", text_file, *window).code == 0
+    assert "Measured on `words.txt` where nothing else is said, without the dense model beside it." in card.read_text()
+    assert cli("evaluate", out, "--text", other, *window, "--parts", "noise").code == 0
+    text = card.read_text()
+    assert "| bits per byte more with typos 0.01 (on a\\|b.txt) | " in text
+    assert "| perplexity |  | " in text
+    rows = [row for row in text.splitlines() if row.startswith("| bits per byte more")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
+    assert {name: head()[name] for name in expected} == expected
+    (dense / "README.md").write_text("no head")
+    assert cli("prune", dense, tmp_path / "BARE", "--sparsity", "0.3", "--recipe", "l2").code == 0
+    assert "license" not in (tmp_path / "BARE" / "README.md").read_text().partition("\n---\n")[0]
+
+
 def test_what_is_scored_is_looked_for_in_the_calibration_text(
     cli: Callable[..., Any], pruned: Path, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:

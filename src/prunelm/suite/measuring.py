@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..calibration import fingerprint
-from ..card import model_card
+from ..card import LICENSE, PIPELINE, metadata, model_card
 from ..data import JOIN, read_documents
 from ..errors import DataError, EvaluationError
 from ..forms import check_form, damage_answered
@@ -80,7 +80,7 @@ def measure(
     target = Path(out) if out is not None else None
     head = _head(source, other)
     found = _opened(target, head)
-    before = {"parts": dict(found["parts"])}
+    before = {"parts": dict(found["parts"]), "against": found.get("against")}
     subject = open_subject(source, other, Path(text), setting)
     for name, source_ in subject.sources.items():
         who = "model" if name == "model" else "against"
@@ -128,8 +128,10 @@ def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, A
     plan, path = source.plan(), source.folder / "README.md"
     if plan is None or not path.is_file():
         return
-    if path.read_text(encoding="utf-8") in (model_card(plan), model_card(plan, measured(before, task, plan))):
-        write_whole(path, model_card(plan, measured(found, task, plan)))
+    head = metadata(path, LICENSE + PIPELINE)
+    ours = (model_card(plan, known, head=head) for known in (None, measured(before, task, plan)))
+    if path.read_text(encoding="utf-8") in ours:
+        write_whole(path, model_card(plan, measured(found, task, plan), head=head))
 
 
 def _run(

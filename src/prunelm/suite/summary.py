@@ -6,6 +6,7 @@ from typing import Any
 from ..card import Measured
 from ..doubts import doubts
 from ..similarity import ALIKE
+from ..tasks import PIPELINES
 
 Row = tuple[str, str, str, str]
 """Measure, dense, model, and how they compare; empty where there is nothing to say."""
@@ -29,17 +30,25 @@ def measured(found: Mapping[str, Any], task: str, pruning: Mapping[str, Any]) ->
     metrics |= {name: results[name] for name in names if name in results}
     pairs = {"kl_to_dense": "kl", "cosine_to_dense": "cosine"}
     metrics |= {label: results[name]["value"] for label, name in pairs.items() if name in results}
-    rows = [tuple(cell.replace("+-", "±") for cell in row) for row in summary(found)]
-    known, text = doubts(pruning, found), part["text"]["name"]
-    return Measured(rows=rows, doubts=known, text=text, task=_TASKS[task], metrics=metrics)
+    return Measured(
+        rows=list(_named_rows(found)),
+        doubts=doubts(pruning, found),
+        text=part["text"]["name"],
+        paired=bool(found.get("against")),
+        task=PIPELINES[task],
+        metrics=metrics,
+    )
 
 
-_TASKS = {
-    "causal": "text-generation",
-    "masked": "fill-mask",
-    "classifier": "text-classification",
-    "embedding": "feature-extraction",
-}
+def _named_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of all parts, with the name of the text where it is not the one of part `quality`."""
+    home = found["parts"]["quality"]["text"]
+    for name, part in found["parts"].items():
+        text = part.get("text", home)
+        where = "" if text == home else f" (on {'another ' * (text['name'] == home['name'])}{text['name']})"
+        for measure, *cells in summary({"parts": {name: part}}):
+            dense, model, compared = (cell.replace("+-", "±") for cell in cells)
+            yield f"{measure}{where}", dense, model, compared
 
 
 def digits(value: float, count: int) -> str:
