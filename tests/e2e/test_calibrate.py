@@ -216,5 +216,7 @@ def test_one_saved_calibration_serves_several_sizes(cli, tiny_folder, text_file,
     assert {key: len(units) for key, units in kept[2].items()} == seen.chosen.counts
     for larger, smaller in pairwise(kept):
         assert all(smaller[key] < larger[key] or smaller[key] == larger[key] for key in larger)
+    ran = cli(*command, "--calibrated", tmp_path / "seen", "--journal", tmp_path / "j.jsonl", "--force")
+    assert (ran.code, "leave --journal out" in ran.err) == (1, True)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "0.1", trust_remote_code=True)
     assert model.num_parameters() == plans[0]["parameters"]["after"]

@@ -209,14 +209,19 @@ def files_of_run(
     )
 
 
-def seen_before(calibrated: str | Path | None, files: Files, recipe: Recipe) -> Outlook | None:
+def seen_before(
+    calibrated: str | Path | None, files: Files, recipe: Recipe, journal: str | Path | None
+) -> Outlook | None:
     """What a saved calibration says of the very model, recipe and data type of a run; None where there is none.
 
     Raises:
         CalibrationError: it is of another one; says what differs.
+        RecipeError: a journal is given for a search that is not made again.
     """
     if calibrated is None:
         return None
+    if journal is not None:
+        raise RecipeError("what a search found is in the saved calibration, and none is made here: leave --journal out")
     return load_calibration(calibrated, source=files.source, recipe=recipe, compute_dtype=files.compute_dtype)
 
 

@@ -106,7 +106,7 @@ def prune(
         check_no_hidden(size.recipe, "a saved calibration, which has seen all the channels")
     files = files_of_run(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
     announce(files.notes)
-    outlook = seen_before(calibrated, files, size.recipe)
+    outlook = seen_before(calibrated, files, size.recipe, journal)
     waiting: dict[str, Any] = {"scratch": scratch, "scratch_dtype": scratch_dtype, "statistics_dtype": statistics_dtype}
     how = _streaming(stream, size, limit, files.source, **waiting)
     files, held = held_out_of(files, limit, text, held_out_text)

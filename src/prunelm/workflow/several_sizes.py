@@ -56,7 +56,7 @@ def prune_sizes(
     seen = calibrated is not None
     files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype, seen=seen)
     announce(files.notes)
-    outlook = seen_before(calibrated, files, chosen)
+    outlook = seen_before(calibrated, files, chosen, journal)
     reports: dict[Path, Report] = {}
     with workbench(out, files.task(sizes, journal, calibrated), command="prune", force=force) as bench:
 
