@@ -376,7 +376,12 @@ def _transfer(entries: Mapping[str, Any], cells: list[tuple[str, str]]) -> list[
         _row(["recipe", "calibrated on", *(f"tested on {text}" for text in texts)]),
         _row(["---"] * (len(texts) + 2)),
     ]
-    for (label, calibrated), tested in found.items():
+    named = dict.fromkeys(calibrated for _, calibrated in found)
+    for label, calibrated in ((label, calibrated) for label, _ in cells for calibrated in named):
+        tested = found.get((label, calibrated))
+        if tested is None:
+            lines.append(_row([label, calibrated, *["not run"] * len(texts)]))
+            continue
         values = []
         for text in texts:
             flag = " *" if tested[text]["overlap"]["flagged"] else ""

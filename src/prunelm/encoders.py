@@ -51,9 +51,11 @@ def questions(
     length: int,
     max_tokens: int | None,
     seed: int,
-    change: Callable[[str], str] | None = None,
+    change: Callable[[str, int], str] | None = None,
 ) -> Questions:
-    """What a masked model, a classifier or a bare encoder is asked about a file; `change` alters every text before.
+    """What a masked model, a classifier or a bare encoder is asked about a file.
+
+    `change` alters every text before, told its place.
 
     Raises:
         DataError: no label where one is needed, or token ids that the model does not know.
@@ -64,7 +66,8 @@ def questions(
     labels = torch.tensor(numbers) if numbers is not None else None
     if numbers is not None:
         check_labels(model.config, numbers)
-    batches = padded_batches([change(one) for one in texts] if change else texts, tokenizer, length, AT_ONCE)
+    texts = [change(one, k) for k, one in enumerate(texts)] if change is not None else texts
+    batches = padded_batches(texts, tokenizer, length, AT_ONCE)
     check_ids(model.config, batches)
     generator, asked = torch.Generator().manual_seed(seed), []
     for k, batch in enumerate(batches):
@@ -168,8 +171,8 @@ def check_texts(
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
         raise EvaluationError(
             f"{where}: {len(bad)} of {len(kept)} texts gave values that are not finite, first text {bad[0]}, where "
-            f"{first_bad_block(model, ids[None])} gave the first. The arithmetic overflows or the weights are "
-            "damaged: try --dtype float32."
+            f"{first_bad_block(model, ids[None])} gave the first. The weights are damaged, or overflowed when they "
+            "were written."
         )
 
 

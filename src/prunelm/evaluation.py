@@ -209,7 +209,7 @@ def check_losses(
         raise EvaluationError(
             f"{where}: {len(bad)} of {len(records)} windows gave a non-finite loss, first window {bad[0]}, where "
             f"{first_bad_block(model, windows[bad[0]][None])} gave the first value that is not finite. "
-            "The arithmetic overflows or the weights are damaged: try --dtype float32."
+            "The weights are damaged, or overflowed when they were written."
         )
 
 

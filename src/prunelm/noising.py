@@ -76,7 +76,9 @@ def _shuffled_line(line: str, strength: float, chance: random.Random) -> str:
     return "".join(sentences[k] + space for k, space in zip(order, [*spaces, ""], strict=True))
 
 
-NOISES: dict[str, tuple[Callable[[str, float, int], str], tuple[float, ...]]] = {
+Noise = Callable[[str, float, int], str]
+"""A text, the strength, a seed."""
+NOISES: dict[str, tuple[Noise, tuple[float, ...]]] = {
     "typos": (typos, (0.01, 0.05, 0.1)),
     "casing": (casing, (0.1, 0.5, 1.0)),
     "punctuation": (punctuation, (0.1, 0.5, 1.0)),

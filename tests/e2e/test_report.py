@@ -456,7 +456,7 @@ def test_files_of_other_models_are_left_out(
 @pytest.mark.parametrize(
     ("model_class", "fitting", "text"),
     [
-        ("BertForSequenceClassification", "quality,heads,speed,widths,memory", "YOUR_LABELED_TEXT.jsonl"),
+        ("BertForSequenceClassification", "quality,noise,heads,speed,widths,memory", "YOUR_LABELED_TEXT.jsonl"),
         ("BertForMaskedLM", "quality,pseudo-perplexity,heads,speed,widths,memory", "YOUR_TEXT"),
         (None, "quality,heads,speed,widths,memory", "YOUR_TEXT"),
     ],

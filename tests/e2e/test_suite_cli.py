@@ -35,7 +35,7 @@ def test_parts_are_measured_and_kept(
     held_out.write_text(text_file.read_text()[20_000:])
     out = pruned.parent / "evaluation.json"
     command = ("evaluate", pruned, "--text", held_out, "--against", tiny_folder("llama"), *SIZE, "--out", out)
-    ran = cli(*command, "--parts", "quality,generation")
+    ran = cli(*command, "--parts", "quality,generation", "--prompts", "3", "--new-tokens", "5")
     assert ran.code == 0, ran
     for shown in ("perplexity", "bits per byte", "calibration error", "KL to dense", "greedy text parts at token"):
         assert shown in ran.out
@@ -45,6 +45,7 @@ def test_parts_are_measured_and_kept(
     assert found["parts"]["quality"]["overlap"]["checked"] > 30
     assert not found["parts"]["quality"]["overlap"]["flagged"]
     assert found["model"]["parameters"] < found["against"]["parameters"]
+    assert found["parts"]["generation"]["settings"] == {"prompts": 3, "new_tokens": 5, "dtype": "float32"}
     again = cli(*command, "--parts", "quality", "--json")
     assert json.loads(again.out) == found
 

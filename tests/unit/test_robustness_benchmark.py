@@ -44,6 +44,9 @@ def test_cells_and_tables(
     ratio = home["tested"]["WikiText-2"]["ratio"]
     assert f"({ratio['value']:.2f}, {ratio['low']:.2f} to {ratio['high']:.2f})" in page
     assert "| best at 50% | Python reference |" in page
+    del entries["best 0.5 Python reference"]
+    lines = table._robustness(entries)
+    assert "| best at 50% | Python reference | not run | not run | not run |" in lines
     added = home["noise"]["noisy"][0]["added"]
     assert f"| typos | 0.01 | {added['dense']['value']:+.3f}, " in page
 

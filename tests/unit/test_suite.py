@@ -399,6 +399,29 @@ def test_classifiers_are_paired_text_by_text(classifiers: tuple[Path, Path, Path
     assert any("points (" in row[3] and "lost" in row[3] for row in summary({"parts": {"quality": {"results": found}}}))
 
 
+def test_noise_on_the_sentences_of_classifiers(
+    classifiers: tuple[Path, Path, Path], tmp_path: Path, byte_tokenizer: Any
+) -> None:
+    from prunelm.noising import typos
+
+    model, dense, labeled = classifiers
+    found = measure(model, labeled, against=dense, parts=("noise", "quality"))["parts"]
+    rows, clean = found["noise"]["results"]["noisy"], found["noise"]["results"]["clean"]
+    quality = {name: value for name, value in found["quality"]["results"].items() if name != "facts"}
+    assert clean == quality
+    assert len(rows) == 12
+    noisy = tmp_path / "noisy.jsonl"
+    lines = [json.loads(line) for line in labeled.read_text().splitlines()]
+    noisy.write_text("\n".join(json.dumps({**r, "text": typos(r["text"], 0.1, k)}) for k, r in enumerate(lines)))
+    by_hand = measure(model, noisy, against=dense)["parts"]["quality"]["results"]
+    (row,) = (row for row in rows if (row["noise"], row["strength"]) == ("typos", 0.1))
+    assert {name: row[name] for name in ("value", "dense", "difference", "kl")} == {
+        name: by_hand[name] for name in ("value", "dense", "difference", "kl")
+    }
+    said = {cells[0]: cells[3] for cells in summary({"parts": {"noise": found["noise"]}})}
+    assert "points" in said["accuracy with typos 0.1"]
+
+
 @pytest.mark.parametrize("kind", ["classifier", "masked"])
 def test_padding_beside_a_text_changes_nothing(
     kind: str,
@@ -515,35 +538,64 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["quality", "generation", "noise"])
+STEPS = {
+    "quality": "quality._entry",
+    "positions": "quality._entry",
+    "noise": "quality._entry",
+    "shift": "quality._entry",
+    "generation": "generation._sample",
+    "heads": "heads._compared",
+    "pseudo-perplexity": "pseudo._text",
+}
+"""What every part does that its journal keeps."""
+
+
+def stops_after(entries: int) -> Callable[[str, int, int], None]:
+    calls: list[int] = []
+
+    def tell(_stage: str, _done: int, _total: int) -> None:
+        calls.append(1)
+        if len(calls) > entries:
+            raise Stopped
+
+    return tell
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_an_interrupted_part_goes_on_with_the_same_numbers(
-    name: str, pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    pair: tuple[Path, Path],
+    text: Path,
+    tiny_folder: Callable[..., Path],
+    byte_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "evaluation.json"
-    whole = run(pair, text, name)["parts"][name]["results"]
+    from prunelm.testing import tiny_model
 
-    def stops_at(last: int) -> Callable[[str, int, int], None]:
-        calls: list[int] = []
-
-        def tell(_stage: str, _done: int, _total: int) -> None:
-            calls.append(1)
-            if len(calls) == last:
-                raise Stopped
-
-        return tell
-
+    options: dict[str, Any] = {"others": (str(text),)} if name == "shift" else {}
+    if name == "positions":
+        options["max_tokens"] = 4 * 128
+    if name == "heads":
+        pair = (pair[0], tiny_folder("llama", num_hidden_layers=4))
+    if name == "pseudo-perplexity":
+        options["pseudo_tokens"] = 700
+        tiny_model("bert", model_class="BertForMaskedLM", vocab_size=300).save_pretrained(tmp_path / "bert")
+        byte_tokenizer.save_pretrained(tmp_path / "bert")
+        pair = (tmp_path / "bert", tmp_path / "bert")
+    out, seen, place = tmp_path / "evaluation.json", list[int](), f"prunelm.suite.{STEPS[name]}"
+    module, _, function = place.rpartition(".")
+    real = getattr(__import__(module, fromlist=["x"]), function)
+    monkeypatch.setattr(place, lambda *args: seen.append(1) or real(*args))
+    whole, total = run(pair, text, name, **options)["parts"][name]["results"], len(seen)
+    assert total > 2
     with pytest.raises(Stopped):
-        run(pair, text, name, out=out, progress=stops_at(3))
+        run(pair, text, name, out=out, progress=stops_after(2), **options)
     (journal,) = tmp_path.glob(f".evaluation.json.{name}-*.journal")
     assert len(journal.read_text().splitlines()) == 3  # what the journal is of, and two entries
-    seen: list[Any] = []
-    module = __import__("prunelm.suite.quality" if name != "generation" else "prunelm.suite.generation", fromlist=["x"])
-    function = "_entry" if name != "generation" else "_sample"
-    real = getattr(module, function)
-    monkeypatch.setattr(module, function, lambda *args: seen.append(1) or real(*args))
-    found = run(pair, text, name, out=out)["parts"][name]["results"]
+    seen.clear()
+    found = run(pair, text, name, out=out, **options)["parts"][name]["results"]
     assert found == whole
-    total = {"quality": 8, "generation": 3, "noise": 13 * 8}[name]
     assert len(seen) == total - 2
     assert not list(tmp_path.glob(".*"))
     assert json.loads(out.read_text())["parts"][name]["results"] == whole

@@ -32,12 +32,17 @@ class Suite:
     include_path: Annotated[Path | None, typer.Option(help="Folder with lm-eval tasks of your own.")] = None
     limit: Annotated[int | None, typer.Option(help="Read only so many rows of each task.", min=1)] = None
     others: Annotated[str | None, typer.Option(help="Texts of other kinds for part shift, separated by commas.")] = None
+    prompts: Annotated[int, typer.Option(help="Prompts that part generation continues.", min=1)] = 8
+    new_tokens: Annotated[int, typer.Option(help="Tokens that it continues each prompt by.", min=1)] = 48
+    rounds: Annotated[int, typer.Option(help="Rounds in which parts speed and widths measure.", min=1)] = 7
+    pseudo_tokens: Annotated[int, typer.Option(help="Tokens that part pseudo-perplexity masks in turn.", min=1)] = 512
 
     def setting(self, **sizes: Any) -> dict[str, Any]:
         """The fields of a `prunelm.suite.Setting`."""
         lists = {name: tuple(words(getattr(self, name))) for name in ("tasks", "others")}
         place = str(self.include_path) if self.include_path else None
-        return {**sizes, "batch_size": self.batch_size, "limit": self.limit, "include_path": place, **lists}
+        names = ("batch_size", "limit", "prompts", "new_tokens", "rounds", "pseudo_tokens")
+        return {**sizes, **{name: getattr(self, name) for name in names}, "include_path": place, **lists}
 
 
 def evaluate(

@@ -139,10 +139,10 @@ def _text_parts() -> dict[str, Part]:
             settings=("prompts", "new_tokens", "dtype"),
         ),
         "noise": Part(
-            summary="perplexity with typos, other casing, lost punctuation, shuffled sentences",
+            summary="perplexity or accuracy with typos, other casing, lost punctuation, shuffled sentences",
             measure=noise,
             reads=windows_read,
-            kinds=CAUSAL,
+            kinds=CAUSAL | {"classifier"},
             settings=WINDOWS,
         ),
         "shift": Part(

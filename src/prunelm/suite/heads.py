@@ -12,7 +12,7 @@ from ..evaluation import text_windows
 from ..journal import Journal
 from ..progress import Progress
 from ..similarity import head_similarity
-from ..sites import find_sites
+from ..sites import Site, find_sites
 from ..stream import Batch, BlockStream
 from ..tasks import task_of
 from . import Setting, Subject
@@ -30,10 +30,6 @@ def heads(subject: Subject, setting: Setting, journal: Journal, progress: Progre
     Raises:
         DataError: the text does not fill one window.
     """
-    return journal.entry(functools.partial(_compared, subject, setting, progress))
-
-
-def _compared(subject: Subject, setting: Setting, progress: Progress) -> dict[str, Any]:
     assert subject.dense is not None
     sites = [site for site in find_sites(subject.dense) if site.spec.probabilities is not None]
     found: dict[str, list[float]] = {}
@@ -45,18 +41,14 @@ def _compared(subject: Subject, setting: Setting, progress: Progress) -> dict[st
             while at < site.block:
                 stream.advance(at)
                 at += 1
-            distances = head_similarity(
-                stream,
-                site.block,
-                str(site.spec.probabilities),
-                sequences=SEQUENCES,
-                rows=ROWS,
-                skip=SKIP,
-                exclude_sink=True,
-            )
-            found[site.key] = upper_triangle(distances)
+            found[site.key] = journal.entry(functools.partial(_compared, stream, site))["distances"]
     progress("comparing heads", len(sites), len(sites))
     return {"similarity": found}
+
+
+def _compared(stream: BlockStream, site: Site) -> dict[str, Any]:
+    sizes: dict[str, Any] = {"sequences": SEQUENCES, "rows": ROWS, "skip": SKIP, "exclude_sink": True}
+    return {"distances": upper_triangle(head_similarity(stream, site.block, str(site.spec.probabilities), **sizes))}
 
 
 def _batches(subject: Subject, setting: Setting) -> list[Batch]:

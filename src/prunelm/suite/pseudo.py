@@ -61,7 +61,8 @@ def _text(subject: Subject, text: str, length: int) -> dict[str, Any]:
         if not math.isfinite(found[name]):
             raise EvaluationError(
                 f"{subject.text}: the {name} gave a non-finite loss for {text[:40]!r}, where "
-                f"{first_bad_block(model, ids[None])} gave the first value that is not finite. Try --dtype float32."
+                f"{first_bad_block(model, ids[None])} gave the first that is not finite. The weights are damaged, "
+                "or overflowed when they were written."
             )
     return found
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data import JOIN, describe, read_documents
-from ..encoders import Question, questions, score_texts
+from ..encoders import Question, Questions, questions, score_texts
 from ..evaluation import check_embeddings, check_losses, encoder_numbers, text_windows, window_bytes
 from ..intervals import interval, ratio_of
 from ..journal import Journal
@@ -101,13 +101,26 @@ def _encoder(subject: Subject, setting: Setting, journal: Journal, progress: Pro
     check_embeddings(model, dense)
     sizes: dict[str, Any] = {"length": setting.length, "max_tokens": setting.max_tokens, "seed": setting.seed}
     asked = questions(task, model, subject.tokenizer, subject.text, **sizes)
+    return answers(subject, asked, setting, journal, progress, "quality", str(subject.text))
+
+
+def answers(
+    subject: Subject,
+    asked: Questions,
+    setting: Setting,
+    journal: Journal,
+    progress: Progress,
+    stage: str,
+    where: str,
+) -> dict[str, Any]:
+    """What both encoders answer to some questions, those that the journal knows not asked again."""
     records: list[Record] = []
     for i, question in enumerate(asked.asked):
-        progress("quality", i, len(asked.asked))
-        ask = functools.partial(_texts, model, dense, question, asked.mask)
+        progress(stage, i, len(asked.asked))
+        ask = functools.partial(_texts, subject.model, subject.dense, question, asked.mask)
         records += journal.entry(ask)["texts"]
-    progress("quality", len(asked.asked), len(asked.asked))
-    return encoder_numbers(model, dense, asked, records, str(subject.text), setting.seed)
+    progress(stage, len(asked.asked), len(asked.asked))
+    return encoder_numbers(subject.model, subject.dense, asked, records, where, setting.seed)
 
 
 def _texts(

@@ -124,6 +124,11 @@ def _generation(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def _noise(found: Mapping[str, Any]) -> Iterator[Row]:
     for row in found["noisy"]:
+        if "added" not in row:
+            compared = _difference(row["difference"]) if "difference" in row else ""
+            label = f"{row['metric']} with {row['noise']} {row['strength']:g}"
+            yield label, _with_error(row.get("dense", {})), _with_error(row), compared
+            continue
         yield f"bits per byte more with {row['noise']} {row['strength']:g}", *_added(row), _ratio(row.get("excess"))
 
 
