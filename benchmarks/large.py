@@ -1,24 +1,29 @@
 """A Llama in the shape of 7B (random bfloat16 weights) on a GPU: time, memory, and where the time goes.
 
-Recipe `best` without its search, 128 x 2,048 random tokens; and the order of `obs` alone, up to 14,336 channels. Random
-weights say nothing of quality: this is about cost.
+Recipe `best` without its search, 128 x 2,048 tokens, in memory and streamed from disk; and the order of `obs` alone, up to
+14,336 channels. Random weights say nothing of quality: this is about cost.
 """
 
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from prunelm import prune
 from prunelm.data import Batches
+from prunelm.demo import language_reference
 from prunelm.elimination import eliminate
 from prunelm.memory import batch_tokens_on
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 
 from .record import device, measure
+from .streaming import save_byte_tokenizer
 
 PRODUCTS = ("gemm", "gemv", "cutlass", "sm90", "sm80", "potrf", "trsm", "syrk", "flash", "fmha", "dot_kernel")
 """Parts of the names of GPU kernels that multiply matrices, or factor them."""
@@ -47,6 +52,7 @@ def main() -> None:
     for n in shape.order:
         measure("large", f"order of {n} channels", lambda n=n: order_time(n, shape.hidden, device()))
     measure("large", "prune", lambda: prune_time(shape, device()))
+    measure("large", "prune, streamed", lambda: streamed_time(shape, device()))
     # The profiler slows things down, and every block does the same.
     measure("large", "profile of 2 blocks", lambda: profiled(replace(shape, blocks=2), device()))
 
@@ -73,6 +79,28 @@ def prune_time(shape: Shape, where: str) -> dict[str, Any]:
     if where.startswith("cuda"):
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     return {**found, "shape": vars(shape), "after": report.parameters_after}
+
+
+def streamed_time(shape: Shape, where: str) -> dict[str, Any]:
+    """Seconds of the same prune streamed from a folder into another, its proof included, and the most GPU memory.
+
+    The text is Python's language reference, a byte a token, so that reading it takes no time.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, text = Path(scratch) / "dense", Path(scratch) / "text.txt"
+        built(shape, where)[0].save_pretrained(folder, max_shard_size="1GB")
+        save_byte_tokenizer(folder)
+        text.write_text("\n\n".join(language_reference())[: 2 * shape.sequences * shape.length], encoding="utf-8")
+        if where.startswith("cuda"):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        options: dict[str, Any] = {"recipe": recipe_of(shape), "text": text, "device": where}
+        start = _now(where)
+        report = prune(folder, Path(scratch) / "out", stream=True, compute_dtype="bfloat16", **options)
+        found = {"seconds": _now(where) - start, "after": report.parameters_after, "shape": vars(shape)}
+    if where.startswith("cuda"):
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return found
 
 
 def profiled(shape: Shape, where: str) -> dict[str, Any]:
