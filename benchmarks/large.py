@@ -1,7 +1,7 @@
 """A Llama in the shape of 7B (random bfloat16 weights) on a GPU: time, memory, and where the time goes.
 
-Recipe `best` without its search, 128 x 2,048 tokens, in memory and streamed from disk; and the order of `obs` alone, up to
-14,336 channels. Random weights say nothing of quality: this is about cost.
+Recipe `best` without its search, 128 x 2,048 tokens, in memory and streamed from disk; and the order of `obs` alone, up
+to 14,336 channels. Random weights say nothing of quality: this is about cost.
 """
 
 import tempfile
