@@ -116,6 +116,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
         "calibration": report.calibration,
         "notes": report.notes,
         "device": report.device,
+        **({"compute_dtype": report.compute_dtype} if report.compute_dtype != "float32" else {}),
         "versions": versions(),
     }
 

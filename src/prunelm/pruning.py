@@ -52,7 +52,7 @@ class Report:
     model that went whole. `sites`: per site the kept units out of how many, and the errors measured; `notes`: what a
     user must know; `curves`: what `curves.json` says; `asked`: a budget in other units, and what was found of it.
     `hidden`: what was done to the hidden channels, if anything, and `outside`: the parameters that went with them and
-    belong to no unit. `device`: where it was computed.
+    belong to no unit. `device`: where it was computed, and `compute_dtype`: in what.
     """
 
     recipe: Recipe
@@ -70,6 +70,7 @@ class Report:
     hidden: dict[str, Any] | None = None
     curves: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    compute_dtype: str = "float32"
     asked: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -273,6 +274,7 @@ def _without_blocks(
         dropped_blocks=dropped,
         outside=before - after - counted,
         device=devices_of(model),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
     )
 
 
@@ -294,6 +296,7 @@ def _reported(
         outside=job.outside,
         curves=work.traces(),
         device=devices_of(model),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
     )
 
 

@@ -1,5 +1,6 @@
 """The report says what is known and what is missing, and works in a browser that may not load anything."""
 
+import html
 import json
 import re
 import shutil
@@ -95,6 +96,17 @@ def test_the_page_is_complete(page: Path, folders: tuple[Path, Path]) -> None:
     assert f"{evaluation['ratio']['value']:.3f}x" in text
     made = "--sparsity 0.4 --recipe goa-budget --text words.txt --multiple-of 4 --samples 16 --length 32"
     assert any(command.endswith(made) for command in commands_of(text))
+    name = "'<ONE> & \"only\"'"
+    measured = f"prunelm evaluate {name} --text held-out.txt --against llama --parts {','.join(PARTS)} --length 32 "
+    commands = [html.unescape(command) for command in commands_of(text)]
+    assert any(command.startswith(measured) for command in commands), commands
+    starts = re.findall(r'type="range" id="[^"]+" min="([^"]+)" max="([^"]+)" step="0.01" value="([^"]+)"', text)
+    assert len(starts) == 6
+    shares = {json.loads(p.read_text())["parameters"]["share_of_blocks"] for p in folders[0].glob("*/pruning.json")}
+    for low, high, start in (map(float, found) for found in starts):
+        assert low < 0.01 < start < high
+        assert (start - low) / 0.01 == pytest.approx(round((start - low) / 0.01), abs=1e-3)
+    assert shares <= {float(start) for _, _, start in starts}
     assert page.stat().st_size < 1_500_000
     figures = data_of(page)["figures"]
     assert all(len(spec["description"]) > 20 for spec in figures.values())

@@ -11,7 +11,7 @@ import pytest
 
 from prunelm.errors import PruneLMError
 from prunelm.recipe import Recipe
-from prunelm.report.command import as_toml, command
+from prunelm.report.command import as_toml, command, evaluations
 
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -69,3 +69,48 @@ def test_a_recipe_of_an_older_version_and_of_a_newer_one() -> None:
     assert command(pruning) == said
     data["not_known_yet"] = 1
     assert command(pruning) == ("prunelm prune M OUT --sparsity 0.3 --recipe recipe.toml", True)
+
+
+def test_the_data_type_of_the_work_is_said() -> None:
+    data = json.loads(json.dumps(Recipe.load("l2", sparsity=0.3).to_dict()))
+    pruning = {"recipe": data, "base_model": "M", "calibration": {"criterion": {"source": "none needed"}}}
+    said = ("prunelm prune M OUT --sparsity 0.3 --recipe l2 --compute-dtype bfloat16", False)
+    assert command({**pruning, "compute_dtype": "bfloat16"}) == said
+
+
+def test_the_commands_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one text and of settings that agree share a command, which asks for those very settings."""
+    from prunelm import cli
+
+    windows = {"length": 64, "max_tokens": 512, "batch_size": 1, "seed": 3, "dtype": "float32"}
+    texts = [{"name": name, "sha256": name} for name in ("a b.txt", "c.txt")]
+    parts: dict[str, Any] = {
+        "quality": {"settings": windows, "text": texts[0]},
+        "generation": {"settings": {"prompts": 3, "new_tokens": 48, "dtype": "float32"}, "text": texts[0]},
+        "noise": {"settings": windows, "text": texts[1]},
+        "shift": {"settings": {**windows, "seed": 4}, "text": texts[0], "others": [{"name": "d.txt", "sha256": "d"}]},
+        "tasks": {"settings": {"tasks": ["one", "two"], "limit": 5, "batch_size": 1, "seed": 4, "dtype": "float32"}},
+        "speed": {"settings": {"rounds": 2, "dtype": "float32"}},
+    }
+    lines = evaluations({"parts": parts, "against": {"name": "M"}}, "OUT", "M")
+    start, end = "prunelm evaluate OUT --text", "--out OUT/evaluation.json"
+    assert lines == [
+        f"{start} 'a b.txt' --against M --parts quality,generation,speed --length 64 --max-tokens 512 --seed 3 "
+        f"--prompts 3 --rounds 2 {end}",
+        f"{start} c.txt --against M --parts noise --length 64 --max-tokens 512 --seed 3 {end}",
+        f"{start} 'a b.txt' --against M --parts shift,tasks --others d.txt --length 64 --max-tokens 512 --seed 4 "
+        f"--limit 5 --tasks one,two {end}",
+    ]
+    asked: list[dict[str, Any]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "prunelm.suite.measuring.measure",
+        lambda *_args, **options: asked.append(options) or {"parts": {}, "against": None},
+    )
+    for line in lines:
+        cli.app(shlex.split(line)[1:], prog_name="prunelm", standalone_mode=False)
+    assert [options["parts"] for options in asked][2] == ["shift", "tasks"]
+    assert (asked[0]["setting"].prompts, asked[0]["setting"].rounds, asked[0]["setting"].seed) == (3, 2, 3)
+    assert (asked[2]["setting"].tasks, asked[2]["setting"].others) == (("one", "two"), ("d.txt",))
+    (plain,) = evaluations({"parts": {"memory": parts["speed"]}}, "OUT", "M")
+    assert plain == "prunelm evaluate OUT --text ANY_TEXT --parts memory --rounds 2 --out OUT/evaluation.json"

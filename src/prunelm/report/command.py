@@ -1,8 +1,8 @@
-"""The command that makes a folder again, from its resolved recipe, checked to give that very recipe."""
+"""The commands that make a folder and its evaluation again: from its resolved recipe, checked to give that very one."""
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import PruneLMError
@@ -28,6 +28,8 @@ def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
     text = ["--self-generated"] if recipe["calibration"] == "self-generated" else []
     if not text and source and source != "none needed":
         text = ["--text", shlex.quote(source)]
+    compute = pruning.get("compute_dtype")
+    text += ["--compute-dtype", compute] if compute else []
     options = _options(recipe)
     named = ["--sparsity", repr(recipe["sparsity"]), "--recipe"]
     if options is None:
@@ -72,6 +74,46 @@ def _said(changes: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield FLAGS[name]
             yield ",".join(value) if isinstance(value, list | tuple) else str(value)
+
+
+SIZES: dict[str, Any] = {
+    **{"length": 1024, "max_tokens": None, "batch_size": 1, "seed": 0, "prompts": 8, "new_tokens": 48, "rounds": 7},
+    **{"pseudo_tokens": 512, "include_path": None, "limit": None, "tasks": []},
+}
+"""Settings of an evaluation that have an option of `prunelm evaluate`, and what they are where nothing is said."""
+
+
+def evaluations(evaluation: Mapping[str, Any], name: str, base: str) -> list[str]:
+    """The commands that measure what an evaluation has: one for all parts of one text that agree in their settings."""
+    groups: list[tuple[dict[str, Any], list[str]]] = []
+    for part, entry in evaluation["parts"].items():
+        if not entry["settings"] or entry.get("compared"):
+            continue
+        asked = {key: value for key, value in entry["settings"].items() if key in SIZES}
+        asked |= {"text": entry["text"]} if "text" in entry else {}
+        asked |= {"others": [other["name"] for other in entry["others"]]} if "others" in entry else {}
+        for known, parts in groups:
+            if all(known.get(key, value) == value for key, value in asked.items()):
+                known |= asked
+                parts.append(part)
+                break
+        else:
+            groups.append((asked, [part]))
+    return [_evaluation(asked, parts, name, base if evaluation.get("against") else None) for asked, parts in groups]
+
+
+def _evaluation(asked: Mapping[str, Any], parts: Sequence[str], name: str, base: str | None) -> str:
+    """One command of an evaluation."""
+    text = asked["text"]["name"] if "text" in asked else "ANY_TEXT"
+    words = ["prunelm", "evaluate", shlex.quote(name), "--text", shlex.quote(text)]
+    words += ["--against", shlex.quote(base)] if base is not None else []
+    words += ["--parts", ",".join(parts)]
+    for key, plain in {"others": [], **SIZES}.items():
+        value = asked.get(key, plain)
+        if value != plain:
+            listed = ",".join(value) if isinstance(value, list) else str(value)
+            words += [f"--{key.replace('_', '-')}", shlex.quote(listed)]
+    return " ".join([*words, "--out", shlex.quote(f"{name}/evaluation.json")])
 
 
 def as_toml(recipe: Mapping[str, Any]) -> str:

@@ -50,13 +50,14 @@ def _evaluation(
     if "evaluation" in row and text is not None:
         name = {"name": text.name}
         met = row["evaluation"]["facts"].get("overlap")
-        parts["quality"] = {"settings": dict(windows), "text": name, "overlap": met, "results": _quality(dense, row)}
+        found = {"settings": dict(windows), "text": name, "overlap": met, "results": _quality(dense, row)}
+        parts["quality"] = {**found, "compared": True}
     if "speedup" in row:
         known = parts.get("speed", {}).get("results", {})
         ratio = {"value": row["speedup"], "low": None, "high": None}
         prefill = {"dense": dense["tokens_per_second"], "model": row["tokens_per_second"], "ratio": ratio}
         speeds = {who: {**known.get(who, {}), "prefill": value} for who, value in prefill.items()}
-        parts["speed"] = {"settings": {}, "results": {**known, **speeds}}
+        parts["speed"] = {"settings": {}, "compared": True, "results": {**known, **speeds}}
     against = (before or {}).get("against") if text is None else None
     return {**(before or {}), "against": against or {"name": dense["model"]}, "parts": parts}
 

@@ -1,13 +1,15 @@
 """What a report says: plain data for the page, made from what was gathered."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..suite import parts
+from ..suite.measuring import FILE as EVALUATION
 from ..suite.summary import digits, summary
 from . import figures
 from .caveats import caveats
-from .command import as_toml, command
+from .command import as_toml, command, evaluations
 from .frontier import frontiers, not_drawn
 from .gathering import TRANSFER, Gathered
 from .head_graph import head_graphs
@@ -16,6 +18,8 @@ from .overview import overview, short_names
 Shown = dict[str, Any]
 _HEAD = {"quality", "pseudo-perplexity", "generation", "tasks", "speed", "memory"}
 """Parts whose numbers stand in the first table."""
+SHARES, STEP, MILLION = 0.7, 0.01, 1_000_000
+"""How far the slider goes at least, its steps, and how exact shares are."""
 _HOW_LONG = "A line a block, from the first (blue) to the last (orange); the points are the widths that were chosen."
 
 
@@ -39,7 +43,7 @@ def content(found: Sequence[Gathered]) -> Shown:
             rows = figures.site_rows(known)
             section["slider"] = {
                 "id": f"slider-{k}",
-                "start": one.pruning["parameters"]["share_of_blocks"],
+                **_range(one.pruning["parameters"]["share_of_blocks"]),
                 "how": slider["how"],
                 "figure": drawn("Predicted widths", figures.predicted(rows)),
             }
@@ -96,6 +100,7 @@ def _section(one: Gathered, drawn: Any) -> Shown:
         "samples": _samples(one),
         "slider": None,
         "command": command(one.pruning),
+        "evaluations": list(_evaluations(one)),
         "provenance": _provenance(one),
         "notes": one.pruning["notes"],
         "recipe_name": one.pruning["recipe"]["name"],
@@ -134,30 +139,44 @@ def _headline(one: Gathered) -> Iterator[tuple[str, str, str]]:
 
 def _missing(one: Gathered) -> Iterator[tuple[list[str], str]]:
     """What was not measured, and the command that measures it."""
-    base = one.pruning["base_model"]
+    base, name = shlex.quote(one.pruning["base_model"]), shlex.quote(one.name)
+    file = shlex.quote(f"{one.name}/{EVALUATION}")
     there = (one.evaluation or {"parts": {}})["parts"]
-    due = {name: part for name, part in parts().items() if name not in there and one.task in part.kinds}
+    due = {part: how for part, how in parts().items() if part not in there and one.task in how.kinds}
     text = "YOUR_LABELED_TEXT.jsonl" if one.task == "classifier" else "YOUR_TEXT"
-    command = f"prunelm evaluate {one.name} --against {base} --text {text}"
+    command = f"prunelm evaluate {name} --against {base} --text {text}"
     extra = {"tasks": "--tasks NAME,NAME", "shift": "--others FILE,FILE"}
-    plain = [name for name in due if name not in extra]
+    plain = [part for part in due if part not in extra]
     if plain:
-        said = [f"{name}: {due[name].summary}" for name in plain]
-        yield said, f"{command} --parts {','.join(plain)} --out {one.name}/evaluation.json"
-    for name in (name for name in extra if name in due):
-        yield [f"{name}: {due[name].summary}"], f"{command} {extra[name]} --out {one.name}/evaluation.json"
+        said = [f"{part}: {due[part].summary}" for part in plain]
+        yield said, f"{command} --parts {','.join(plain)} --out {file}"
+    for part in (part for part in extra if part in due):
+        yield [f"{part}: {due[part].summary}"], f"{command} {extra[part]} --out {file}"
     if one.transfer is None and one.task == "causal":
         recipe = one.pruning["recipe"]
         yield (
             ["transfer: calibrated on one text, tested on another"],
             f"prunelm transfer {base} TEXT_A TEXT_B --recipe {recipe['name']} --sparsity {recipe['sparsity']:g} "
-            f"--out {one.name}/{TRANSFER}",
+            f"--out {shlex.quote(f'{one.name}/{TRANSFER}')}",
         )
     if one.curves is None:
         yield (
             ["error curves, and the sizes that they predict (curves.json): prune again with this version, on text"],
             "",
         )
+
+
+def _evaluations(one: Gathered) -> Iterator[str]:
+    """The commands that measured what the page shows."""
+    if one.evaluation is None:
+        return
+    base, parts = one.pruning["base_model"], one.evaluation["parts"]
+    yield from evaluations(one.evaluation, one.name, base)
+    quality = parts.get("quality", {})
+    if quality.get("compared"):
+        sizes = {name: quality["settings"].get(name) for name in ("length", "max_tokens")}
+        said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sizes.items() if value)
+        yield f"prunelm compare {base} {one.name} --text {quality['text']['name']} {said} --out PAGE.html"
 
 
 def _label(kind: str) -> str:
@@ -283,6 +302,13 @@ def _slider(one: Gathered) -> Shown | None:
     }
 
 
+def _range(share: float) -> Shown:
+    """Where the slider starts and ends, in steps of a hundredth that meet the size that was chosen."""
+    most = max(SHARES, min(1.0, share + STEP * 10))
+    first = round(share * MILLION) % round(STEP * MILLION) / MILLION
+    return {"start": f"{share:.6f}", "min": f"{first:.6f}", "max": f"{most:.6f}", "step": f"{STEP:g}"}
+
+
 def _at(site: Mapping[str, Any], removed: int) -> float:
     return float(site["harm"][site["removed"].index(removed)])
 
@@ -300,6 +326,10 @@ def _family(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]
         yield "What stays, block by block", figures.family(rows), "The largest model is at the top."
 
 
+def _dtype(one: Gathered) -> str:
+    return str(one.pruning.get("compute_dtype", "float32"))
+
+
 def _provenance(one: Gathered) -> list[tuple[str, str]]:
     read = one.pruning["calibration"]["criterion"]
     rows = [
@@ -308,6 +338,7 @@ def _provenance(one: Gathered) -> list[tuple[str, str]]:
             "calibrated on",
             f"{read['tokens']:,} tokens in {read['sequences']:,} sequences, source: {read.get('source', 'unknown')}",
         ),
+        *([("computed on", f"{one.pruning['device']}, in {_dtype(one)}")] if "device" in one.pruning else []),
         ("opens with", "transformers" if one.pruning["loader"] == "transformers" else "prunelm.load"),
         ("versions of the pruning", ", ".join(f"{k} {v}" for k, v in one.pruning["versions"].items())),
     ]

@@ -56,6 +56,7 @@ function steps(site) {
 
 /* How many units every site loses: in the proportion of the plan where widths are equal, else the cheapest parameters first. */
 function planned(slider, share) {
+  if (Math.abs(share - slider.share) < 1e-5) return new Map(slider.sites.map((site) => [site, site.units - site.kept]));
   const gone = new Map(slider.sites.map((site) => [site, 0]));
   if (slider.even) {
     /* Every site loses more or less in the proportion of the plan; what the plan left whole stays whole. */
