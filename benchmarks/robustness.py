@@ -20,6 +20,7 @@ from prunelm.progress import silent
 from prunelm.recipe import Recipe
 from prunelm.suite import Setting, Subject
 from prunelm.suite.noise import noise
+from prunelm.suite.passages import windows_read
 from prunelm.suite.texts import score_text
 
 from .quality import C4, WIKITEXT, c4_part, dequantized, pruned_by, written
@@ -130,4 +131,4 @@ def _tested(setup: Setup, pruned: PreTrainedModel, text: Path, ngrams: dict[str,
     subject, setting = _subject(setup, pruned, text, setup.sizes.max_tokens)
     words = JOIN.join(read_documents(text))
     one = score_text(subject, words, setting, Journal(), silent, text.stem, text.name)
-    return {**one.found, "overlap": overlap(words, ngrams)}
+    return {**one.found, "overlap": overlap(windows_read(subject, setting), ngrams)}

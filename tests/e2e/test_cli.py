@@ -476,9 +476,11 @@ def test_every_command_has_help(command: str, cli: Callable[..., Any]) -> None:
 
 
 def test_stdout_and_stderr_without_a_terminal(
-    forked_cli: Callable[..., Any], uniform: tuple[Path, Any], tiny_folder: Any, text_file: Path
+    forked_cli: Callable[..., Any], uniform: tuple[Path, Any], tiny_folder: Any, tmp_path: Path
 ) -> None:
-    command = ("evaluate", uniform[0], "--against", tiny_folder("llama"), "--text", text_file, *WINDOWS, "--json")
+    unseen = tmp_path / "unseen.txt"
+    unseen.write_text(" ".join(f"{k} {k * k}" for k in range(100)))
+    command = ("evaluate", uniform[0], "--against", tiny_folder("llama"), "--text", unseen, "--length", "32", "--json")
     ran = forked_cli(*command)
     assert ran.code == 0, ran
     assert ran.err == ""
