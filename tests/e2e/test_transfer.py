@@ -9,6 +9,7 @@ import pytest
 
 import prunelm
 from conftest import pseudo_english
+from prunelm.errors import EvaluationError
 
 SIZE = ("--samples", "8", "--calibration-length", "32", "--length", "32", "--max-tokens", "192")
 
@@ -101,3 +102,20 @@ def test_other_texts_are_measured_anew_and_interrupts_lose_nothing(
     assert "tested on numbers" in ran.out
     assert "words" not in ran.out
     assert len(json.loads(out.read_text())["cells"]) == 7
+
+
+def test_losses_of_the_dense_model_are_finite_too(
+    tiny_folder: Callable[..., Path], texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunelm import text_matrix
+
+    real = text_matrix.score_windows
+
+    def broken(*args: Any) -> list[dict[str, Any]]:
+        return [{**row, "dense": {**row["dense"], "loss": float("nan")}} for row in real(*args)]
+
+    monkeypatch.setattr(text_matrix, "score_windows", broken)
+    recipe = prunelm.Recipe.load("l2", sparsity=0.3)
+    options: dict[str, Any] = {"recipe": recipe, "length": 32, "max_tokens": 64}
+    with pytest.raises(EvaluationError, match="words on words, dense model: 2 of 2 windows gave a non-finite loss"):
+        prunelm.transfer(tiny_folder("llama"), texts, **options)
