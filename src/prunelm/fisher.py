@@ -70,7 +70,7 @@ def finite(key: str, matrix: Tensor) -> None:
         CalibrationError: names the site.
     """
     if not bool(torch.isfinite(matrix).all()):
-        raise CalibrationError(f"{key}: its gradient is not finite. Try --dtype float32 or another checkpoint.")
+        raise CalibrationError(f"{key}: its gradient is not finite. Try --compute-dtype float32 or another checkpoint.")
 
 
 def adder(total: Tensor) -> Any:

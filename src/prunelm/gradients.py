@@ -100,5 +100,7 @@ def collect(
 
 def _checked(path: str, mean: Tensor, square: Tensor) -> Gradient:
     if not bool(torch.isfinite(square).all()):
-        raise CalibrationError(f"{path}: its gradient is not finite. Try --dtype float32 or another checkpoint.")
+        raise CalibrationError(
+            f"{path}: its gradient is not finite. Try --compute-dtype float32 or another checkpoint."
+        )
     return Gradient(mean=mean.detach(), square=square.detach())

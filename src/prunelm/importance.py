@@ -169,7 +169,7 @@ def _gathered(site: Site, found: Mapping[str, Sequence[Mapping[str, Tensor]]]) -
     for slot in _slots(site):
         if not all(bool(torch.isfinite(row["signed"]).all()) for row in found[slot.path]):
             raise CalibrationError(
-                f"{slot.path}: its gradient is not finite. Try --dtype float32 or another checkpoint."
+                f"{slot.path}: its gradient is not finite. Try --compute-dtype float32 or another checkpoint."
             )
     summed = {
         name: torch.stack([torch.stack([row[name] for row in found[slot.path]]) for slot in _slots(site)]).sum(0)

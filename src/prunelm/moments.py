@@ -96,7 +96,7 @@ class Moments:
             bad = int((~torch.isfinite(self.gram)).any(-1).sum() if self.full else (~torch.isfinite(self.gram)).sum())
             raise CalibrationError(
                 f"{where}: {bad} of {len(self.total)} channels have non-finite statistics after {self.tokens} tokens. "
-                "The weights or the arithmetic overflow: try --dtype float32 or another checkpoint."
+                "The weights or the arithmetic overflow: try --compute-dtype float32 or another checkpoint."
             )
 
 

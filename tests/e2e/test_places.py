@@ -103,7 +103,7 @@ def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("prunelm.locking.os.open", denied)
-    with pytest.raises(OutputError, match=r"out: cannot be written: Permission denied\.$") as refused:
+    with pytest.raises(OutputError, match=r"out: cannot be written: Permission denied\.") as refused:
         write_whole(tmp_path / "out", "text")
     assert refused.value.__notes__ == ["Nothing was left behind."]
     with pytest.raises(OutputError, match=r"out: cannot be written: Permission denied"), new_folder(tmp_path / "out"):
