@@ -329,7 +329,7 @@ def _robustness(entries: Mapping[str, Any]) -> list[str]:
     cells = [(f"{r} at {s:.0%}", f"{r} {s}") for r in SHAKEN for s in SHAKEN_BY if f"{r} {s} {HOME}" in entries]
     if not cells:
         return []
-    return [*_noise(entries, cells), *_transfer(entries, cells)]
+    return [*_noise(entries, cells), *_transfer(entries, cells), *_in_passes(entries)]
 
 
 def _noise(entries: Mapping[str, Any], cells: list[tuple[str, str]]) -> list[str]:
