@@ -172,8 +172,8 @@ def _entry(walk: _Walk, state: _State, begin: int, progress: Progress) -> dict[s
 def _diverged(n: int, policy: Policy) -> str:
     if n == 0:
         raise CalibrationError(
-            "step 0 of the search: the loss of a random mask is not finite. Try --compute-dtype float32, or look at the model "
-            "with prunelm evaluate."
+            "step 0 of the search: the loss of a random mask is not finite. Try --compute-dtype float32, or look at "
+            "the model with prunelm evaluate."
         )
     return (
         f"the search diverged at step {n} of {policy.steps} (its loss is not finite): the state before it was kept; a "
