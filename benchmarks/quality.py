@@ -57,6 +57,7 @@ FRONTIER = (
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)
 SWEEP = ("best", "goa")
 SWEEP_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SWEEP_SAMPLES = 16
 
 
 def c4_part(start: int, stop: int) -> list[str]:
@@ -101,7 +102,7 @@ def sweep() -> None:
         dense, texts = _dense_and_texts(Path(scratch))
         measure("sweep", "dense", lambda: cells_of(dense, None, [], texts, **options))
         for name in SWEEP:
-            recipe = Recipe.load(name, sparsity=SWEEP_SPARSITIES[0], samples=32, length=512)
+            recipe = Recipe.load(name, sparsity=SWEEP_SPARSITIES[0], samples=SWEEP_SAMPLES, length=512)
             measure("sweep", name, lambda r=recipe: _sizes_of(dense, r, documents, texts, **options))
 
 

@@ -164,7 +164,7 @@ def _sweep(entries: Mapping[str, Any]) -> list[str]:
     if "dense" not in entries:
         return []
     dense = entries["dense"]["evaluation"]
-    read = next(e["calibration"]["criterion"]["tokens"] for e in entries.values() if "calibration" in e)
+    read = next(e["calibration"]["tokens"] for e in entries.values() if "calibration" in e)
     lines = [
         "## How far pruning goes",
         "",
@@ -177,6 +177,7 @@ def _sweep(entries: Mapping[str, Any]) -> list[str]:
     ]
     for name in SWEEP:
         if name not in entries:
+            lines.append(_row([name, *["not run"] * (len(SWEEP_SPARSITIES) + 1)]))
             continue
         for text in dense:
             found = excesses(entries, name, text)

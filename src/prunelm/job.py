@@ -12,6 +12,7 @@ from .biases import add_biases_, missing_biases, remove_biases_
 from .errors import BudgetError, RecipeError
 from .hidden import narrow_hidden_
 from .knapsack import least_step
+from .knee import beyond_knee
 from .plan import Budget, Counts, Nested, parameters_of, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
@@ -99,10 +100,12 @@ def plan_counts(
     now = dense_sizes(model)
     dense = dense or now
     narrowed = dense.prunable - now.prunable
+    budget = _budget(model, chosen, recipe, nested or Nested(), dense, now)
+    notes += beyond_knee(recipe.name, (budget.target + narrowed) / dense.prunable)
     job = Job(
         everything=everything,
         sites=chosen,
-        budget=_budget(model, chosen, recipe, nested or Nested(), dense, now),
+        budget=budget,
         counts=None,
         step=0,
         prunable=dense.prunable,
