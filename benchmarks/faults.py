@@ -33,7 +33,8 @@ from .record import measure
 from .running import Ended, Run
 from .streaming import save_byte_tokenizer
 
-KILLS = 100
+KILLS = 25
+"""Of each command."""
 KILL = "kill -9, "
 SEED = 7
 MOST_ENDED = 5
@@ -44,6 +45,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prune": ("prune", "MODEL", "OUT", "--recipe", "goa-budget", "--text", "TEXT", *SMALL, *SIZE),
     "calibrate": ("calibrate", "MODEL", "OUT", "--recipe", "sensitivity", "--text", "TEXT", *SMALL),
     "search": ("prune", "MODEL", "OUT", "--recipe", "best", "--text", "TEXT", *SMALL, *SIZE),
+    "streamed": ("prune", "MODEL", "OUT", "--recipe", "obs", "--stream", "--text", "TEXT", *SMALL, *SIZE),
+    "several sizes": ("prune", "MODEL", "OUT", "--recipe", "obs", "--text", "TEXT", *SMALL, "--sparsity", "0.2,0.4"),
     "evaluate": ("evaluate", "MODEL", "--text", "TEXT", "--length", "32", "--max-tokens", "3200", "--out", "OUT"),
 }
 LEFT_OUT = {"seconds"}
@@ -84,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, unproven():
         place = prepared(Path(scratch))
         for n, command in enumerate(COMMANDS):
-            run = partial(killed, place, command, KILLS // len(COMMANDS), SEED + n)
+            run = partial(killed, place, command, KILLS, SEED + n)
             measure("faults", f"{KILL}{command}", lambda run=run: vars(run()))
         for name, fault in FAULTS.items():
             measure("faults", name, partial(_anywhere, fault, place))

@@ -59,7 +59,9 @@ class Run:
         if self._ended is None:
             done, status = os.waitpid(self.process, os.WNOHANG)
             if done:
-                lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+                # Killed at once, it has not begun its log.
+                heard = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+                lines = heard.splitlines()
                 said = [line for line in lines if not line.startswith(("recipe: ", "note: ", "streaming: "))]
                 self._ended = Ended(status=os.waitstatus_to_exitcode(status), lines=said)
         return self._ended

@@ -38,6 +38,9 @@ def resume(
         ResumeError: there is no unfinished work of this command, or it is of other inputs or another version.
         PruneLMError: as for the command itself.
     """
+    if is_writer():
+        with claimed(out):
+            pass  # clears what a kill at the very end has left
     head = agreed_data(unfinished(out) if is_writer() else {})
     if head["command"] != command:
         raise ResumeError(f"{out} has the unfinished work of prunelm {head['command']}: use --resume of that command.")

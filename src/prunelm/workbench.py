@@ -27,7 +27,7 @@ from .forms import check_form
 from .journal import Journal
 from .placement import deterministic
 from .results import versions
-from .writing import MADE, NOTHING_LEFT, WORK, beside, explained, identity, write_whole
+from .writing import MADE, NOTHING_LEFT, WORK, beside, drop_work, explained, identity, write_whole
 
 FORMAT = 1
 HEAD, INPUTS = "task.json", "inputs.json"
@@ -171,11 +171,11 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         if not comes_again(error) and worth and bench.done:
             _add_way_on(error, command, out)
         elif not isinstance(error, ResumeError):
-            shutil.rmtree(bench.folder, ignore_errors=True)
+            forget(out)
         raise
     finally:
         torch.set_num_threads(threads)
-    shutil.rmtree(bench.folder)
+    forget(out)
 
 
 def place_of(out: Path) -> Path:
@@ -207,8 +207,9 @@ def unfinished(out: str | Path) -> dict[str, Any]:
 
 
 def forget(out: str | Path) -> None:
-    """Drop the unfinished work on `out`."""
-    shutil.rmtree(place_of(Path(out)), ignore_errors=True)
+    """Drop the unfinished work on `out`, which must be claimed."""
+    with contextlib.suppress(OSError):
+        drop_work(Path(out))
 
 
 def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, force: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .locking import locked
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WORK, MADE = "work", "made"
+PARTIAL, WORK, MADE = "partial", "work", "made"
 """Beside an output, the folder of its unfinished work, and in that the file that names what is about to stand there."""
 NOTHING_LEFT = "Nothing was left behind."
 
@@ -97,7 +97,7 @@ def claimed(out: str | Path) -> Iterator[None]:
             old = beside(out, "old")
             if old.exists() and not out.exists():
                 old.rename(out)
-            for left in (old, beside(out, "partial")):
+            for left in (old, beside(out, PARTIAL)):
                 _remove(left)
         yield
 
@@ -120,7 +120,7 @@ def writes(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    partial = beside(out, "partial")
+    partial = beside(out, PARTIAL)
     try:
         with explained(out):
             partial.mkdir(exist_ok=True)
@@ -132,6 +132,15 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 def beside(out: Path, what: str) -> Path:
     """The hidden file or folder of some kind that belongs to an output."""
     return out.absolute().parent / f".{out.name}.{what}"
+
+
+def drop_work(out: Path) -> None:
+    """Let the unfinished work on `out` go at once; what a kill leaves of it is cleared like a folder half written."""
+    work, rest = beside(out, WORK), beside(out, PARTIAL)
+    if work.exists():
+        _remove(rest)
+        work.rename(rest)
+    _remove(rest)
 
 
 def _remove(path: Path) -> None:

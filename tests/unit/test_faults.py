@@ -58,4 +58,4 @@ def test_more_faults(name: str, place: faults.Place, without_type_checks: None) 
 
 def test_every_fault_is_tested() -> None:
     assert {*SAID, *LONGER} == set(faults.FAULTS)
-    assert faults.KILLS // len(faults.COMMANDS) * len(faults.COMMANDS) == 100
+    assert faults.KILLS * len(faults.COMMANDS) >= 100
