@@ -1,6 +1,6 @@
 """How far pruning goes: the size beyond which every further tenth costs more than the average one, as measured."""
 
-KNEES = {"best": 0.5}
+KNEES = {"best": 0.5, "goa": 0.5}
 """The knee of a recipe's sweep from 10 to 90 % of the blocks, on the text where it comes first: docs/results.md."""
 MEASURED_ON = "SmolLM2-135M"
 
