@@ -1,10 +1,16 @@
-"""What differs between two pieces of plain data, by path and in words."""
+"""What tells one piece of plain data from another: a checksum, and what differs, by path and in words."""
 
+import hashlib
 import json
 from typing import Any
 
 SHOWN = 3
 """Differences that a sentence names."""
+
+
+def digest_of(data: Any) -> str:
+    """The checksum of plain data, in whatever order its names stand."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def differences(there: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:

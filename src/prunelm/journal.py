@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .differing import differences, in_words
+from .differing import differences, digest_of, in_words
 from .distributed import agreed_data, is_writer
 from .errors import CalibrationError, OutputError, comes_again
 from .writing import explained, write_whole
@@ -103,7 +103,7 @@ def own_journal(facts: Mapping[str, Any], *, spent: float = 0.0) -> Iterator[Jou
     if folder is None:
         yield Journal()
         return
-    path = folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
+    path = folder / f"{digest_of(facts)[:16]}.jsonl"
     # Never at once: the first entry makes the folder.
     options: dict[str, Any] = {"after": max(MINUTE - spent, 1e-9), "optional": True}
     try:

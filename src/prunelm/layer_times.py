@@ -1,6 +1,5 @@
 """How long a block takes at several widths on this machine, by shapes alone; kept in a file of the user's cache."""
 
-import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .depth import drop_blocks_
+from .differing import digest_of
 from .errors import OutputError
 from .limits import Speedup
 from .loading import Source, skeleton, stored_dtype
@@ -117,8 +117,7 @@ def layer_times(
         "widths": asked,
         "of": [limit.length, limit.batch, limit.decode],
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(HF_HOME) / "prunelm" / f"layer-times-{digest}.json"
+    path = Path(HF_HOME) / "prunelm" / f"layer-times-{digest_of(facts)[:16]}.json"
     known = _read(path, facts)
     if known is None:
         known = _measured(source, limit, asked, unit, progress)

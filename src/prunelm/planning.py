@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .allocation import Outlook, allocated, look_at
-from .calibration import calibrated_recipe, fingerprint, load_calibration
+from .calibration import fingerprint, load_calibration
 from .errors import BudgetError, DataError
 from .job import first_channels_, prepare_
 from .limits import Limit, MaxPerplexity
@@ -18,7 +18,7 @@ from .recipe import Recipe
 from .sized_pruning import sized_by
 from .workbench import Workbench, workbench
 from .workflow import default_recipe
-from .workflow.files import lasting
+from .workflow.files import lasting, recipe_or_default
 from .workflow.inspecting import planned
 from .workflow.texts import plain, read_batches
 from .writing import check_file, writes
@@ -72,11 +72,7 @@ def plan(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
-    if recipe is None and calibrated is not None:
-        recipe = calibrated_recipe(calibrated, **overrides)
-    elif recipe is None:
-        recipe = default_recipe(looks=text is not None)
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    chosen = recipe_or_default(recipe, calibrated, default=default_recipe(looks=text is not None), **overrides)
     if isinstance(limit, MaxPerplexity):
         raise BudgetError("--max-ppl is met by measuring pruned models: prunelm prune does that, a plan cannot.")
     if context < 1:

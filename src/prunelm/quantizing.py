@@ -57,12 +57,12 @@ def quantized_rows(
     *,
     length: int,
     max_tokens: int | None,
-    journals: Callable[[str], Journal],
+    journals: Callable[..., Journal],
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Bytes of a model's weights in each format and, where a text is given, quality with its weights rounded to it.
 
-    `journals` gives one for each format.
+    `journals` gives one for each `format`.
     """
     tensors = stored_after(model, find_sites(model), {})
     rows = []
@@ -75,7 +75,7 @@ def quantized_rows(
                 text,
                 length=length,
                 max_tokens=max_tokens,
-                journal=journals(name),
+                journal=journals(format=name),
                 progress=named(progress, name),
             )
             row |= {"metric": found.metric, "value": found.value, "error": found.error}

@@ -14,9 +14,10 @@ from .workbench import forget, unfinished
 from .workflow.calibrating import calibrate
 from .workflow.one_size import prune
 from .workflow.several_sizes import prune_sizes
-from .writing import claimed
+from .writing import writes
 
 
+@writes
 def resume(
     out: str | Path, *, command: str = "prune", tell: Tell = tell_nobody, progress: Progress = silent
 ) -> dict[Path, Report]:
@@ -38,9 +39,6 @@ def resume(
         ResumeError: there is no unfinished work of this command, or it is of other inputs or another version.
         PruneLMError: as for the command itself.
     """
-    if is_writer():
-        with claimed(out):
-            pass  # clears what a kill at the very end has left
     head = agreed_data(unfinished(out) if is_writer() else {})
     if head["command"] != command:
         raise ResumeError(f"{out} has the unfinished work of prunelm {head['command']}: use --resume of that command.")
@@ -48,8 +46,7 @@ def resume(
     sparsities = task.pop("sparsities")
     if head["stands"] and len(sparsities) == 1:
         if is_writer():
-            with claimed(out):
-                forget(out)
+            forget(out)
         return {}
     if is_writer() and Path(out).exists() and len(sparsities) == 1 and not head["force"]:
         raise ResumeError(

@@ -128,13 +128,9 @@ def check_room(folder: Path, size: int) -> int:
     """
     if not folder.is_dir():
         raise OutputError(f"--scratch {folder}: no such folder. Make it first.")
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise OutputError(
-            f"hidden states need {size:,} bytes of scratch in {folder}, and {free:,} are free there. Name a folder on "
-            "another disk with --scratch, say --scratch-dtype bfloat16, or use fewer --samples."
-        )
-    return free
+    need = f"hidden states need {size:,} bytes of scratch"
+    instead = "Name a folder on another disk with --scratch, say --scratch-dtype bfloat16, or use fewer --samples."
+    return _free(folder, size, need, instead)
 
 
 def check_kept(folder: Path, size: int) -> None:
@@ -143,12 +139,16 @@ def check_kept(folder: Path, size: int) -> None:
     Raises:
         OutputError: with the numbers.
     """
+    need = f"finished blocks need {size:,} bytes"
+    _free(folder, size, need, "Write OUT on another disk, or say --dtype bfloat16.")
+
+
+def _free(folder: Path, size: int, need: str, instead: str) -> int:
+    """The free bytes of a folder's disk, where they are enough."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OutputError(
-            f"finished blocks need {size:,} bytes in {folder}, and {free:,} are free there. Write OUT on another disk, "
-            "or say --dtype bfloat16."
-        )
+        raise OutputError(f"{need} in {folder}, and {free:,} are free there. {instead}")
+    return free
 
 
 def _allocated(path: Path, size: int) -> int:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration import fingerprint
 from .data import JOIN, prefix_ids, read_documents
+from .differing import digest_of
 from .errors import DataError, EvaluationError
-from .evaluation import check_losses, text_windows, window_bytes
+from .evaluation import text_windows, window_bytes
 from .journal import Journal
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .overlap import overlap
@@ -23,8 +24,7 @@ from .progress import Progress, named, silent
 from .pruning import prune_
 from .recipe import Recipe
 from .results import versions, write_results
-from .scoring import Record, score_windows
-from .suite.quality import perplexities
+from .suite.quality import perplexities, windows_scored
 from .tasks import task_of
 from .workflow.texts import calibration_batches
 from .writing import check_target, writes
@@ -152,8 +152,7 @@ def _journal(target: Path | None, facts: Mapping[str, Any]) -> Journal:
     """The journal of a cell, beside the file."""
     if target is None:
         return Journal()
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    return Journal(target.with_name(f".{target.name}.{digest}.journal"), facts)
+    return Journal(target.with_name(f".{target.name}.{digest_of(facts)[:8]}.journal"), facts)
 
 
 def _scored(windows: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -187,19 +186,9 @@ def _tested(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    records: list[Record] = []
-    for i, window in enumerate(windows):
-        progress(stage, i, len(windows))
-        records += journal.entry(functools.partial(_entry, model, window, dense))["windows"]
-    progress(stage, len(windows), len(windows))
-    check_losses(model, windows, records, stage)
-    check_losses(dense, windows, [record["dense"] for record in records], f"{stage}, dense model")
+    records = windows_scored(model, dense, windows, journal=journal, progress=progress, stage=stage, where=stage)
     found = perplexities(records, sum(window_bytes(window, tokenizer) for window in windows), seed)
     return {name: value for name, value in found.items() if name != "windows"}
-
-
-def _entry(model: PreTrainedModel, window: Tensor, dense: PreTrainedModel) -> dict[str, Any]:
-    return {"windows": score_windows(model, window[None], dense)}
 
 
 def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,10 +137,10 @@ def beside(out: Path, what: str) -> Path:
 def drop_work(out: Path) -> None:
     """Let the unfinished work on `out` go at once; what a kill leaves of it is cleared like a folder half written."""
     work, rest = beside(out, WORK), beside(out, PARTIAL)
-    if work.exists():
-        _remove(rest)
-        work.rename(rest)
     _remove(rest)
+    if work.exists():
+        work.rename(rest)
+        _remove(rest)
 
 
 def _remove(path: Path) -> None:

@@ -255,6 +255,15 @@ def test_whole_blocks_have_no_other_budget(
     assert "drops whole blocks: its size is said by --sparsity only" in error_of(ran)
 
 
+def resumed(cli: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """What stands in OUT once it has gone on, which is what stands in WHOLE."""
+    ran = cli("prune", "--resume", folder / "out")
+    assert ran.code == 0, ran
+    one, other = (json.loads((folder / name / "pruning.json").read_text()) for name in ("whole", "out"))
+    assert one == other
+    return dict(other)
+
+
 def test_an_interrupted_run_to_a_budget_goes_on(
     cli: Callable[..., Any],
     tiny_folder: Callable[..., Path],
@@ -275,10 +284,7 @@ def test_an_interrupted_run_to_a_budget_goes_on(
         patched.setattr(Workbench, "put", dies)
         patched.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
         assert cli("prune", tiny_folder("llama"), tmp_path / "out", *options).code == 9
-    ran = cli("prune", "--resume", tmp_path / "out")
-    assert ran.code == 0, ran
-    one, other = (json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("whole", "out"))
-    assert one == other
+    resumed(cli, tmp_path)
 
 
 @pytest.mark.parametrize("recipe", ["obs", "sensitivity"])
@@ -325,14 +331,11 @@ def test_trials_of_a_perplexity_are_not_made_again(
     begun = len(made)
     made.clear()
     stops.clear()
-    ran = cli("prune", "--resume", tmp_path / "out")
-    assert ran.code == 0, ran
-    one, other = (json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("whole", "out"))
-    assert one == other
+    asked = resumed(cli, tmp_path)["asked"]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert weights[0] == weights[1]
     # The dense model is measured again, and of the trials only those that were not finished.
-    assert len(made) == 1 + len(one["asked"]["trials"]) - (begun - 2)
+    assert len(made) == 1 + len(asked["trials"]) - (begun - 2)
     assert not list(tmp_path.glob(".out*"))
 
 

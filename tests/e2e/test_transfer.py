@@ -107,14 +107,14 @@ def test_other_texts_are_measured_anew_and_interrupts_lose_nothing(
 def test_losses_of_the_dense_model_are_finite_too(
     tiny_folder: Callable[..., Path], texts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunelm import text_matrix
+    from prunelm.suite import quality
 
-    real = text_matrix.score_windows
+    real = quality.score_windows
 
     def broken(*args: Any) -> list[dict[str, Any]]:
         return [{**row, "dense": {**row["dense"], "loss": float("nan")}} for row in real(*args)]
 
-    monkeypatch.setattr(text_matrix, "score_windows", broken)
+    monkeypatch.setattr(quality, "score_windows", broken)
     recipe = prunelm.Recipe.load("l2", sparsity=0.3)
     options: dict[str, Any] = {"recipe": recipe, "length": 32, "max_tokens": 64}
     with pytest.raises(EvaluationError, match="words on words, dense model: 2 of 2 windows gave a non-finite loss"):

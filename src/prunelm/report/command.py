@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import PruneLMError
 from ..recipe import Recipe
+from ..suite import Setting
 
 FLAGS = {
     **{name: f"--{name.replace('_', '-')}" for name in ("allocator", "reconstruction", "ridge", "held_out", "unit")},
@@ -76,11 +77,11 @@ def _said(changes: Mapping[str, Any]) -> Iterator[str]:
             yield ",".join(value) if isinstance(value, list | tuple) else str(value)
 
 
-SIZES: dict[str, Any] = {
-    **{"length": 1024, "max_tokens": None, "batch_size": 1, "seed": 0, "prompts": 8, "new_tokens": 48, "rounds": 7},
-    **{"pseudo_tokens": 512, "include_path": None, "limit": None, "tasks": []},
-}
-"""Settings of an evaluation that have an option of `prunelm evaluate`, and what they are where nothing is said."""
+SIZES = (
+    *("length", "max_tokens", "batch_size", "seed", "prompts", "new_tokens", "rounds", "pseudo_tokens"),
+    *("include_path", "limit", "tasks"),
+)
+"""Settings of an evaluation that have an option of `prunelm evaluate`."""
 
 
 def evaluations(evaluation: Mapping[str, Any], name: str, base: str) -> list[str]:
@@ -108,10 +109,12 @@ def _evaluation(asked: Mapping[str, Any], parts: Sequence[str], name: str, base:
     words = ["prunelm", "evaluate", shlex.quote(name), "--text", shlex.quote(text)]
     words += ["--against", shlex.quote(base)] if base is not None else []
     words += ["--parts", ",".join(parts)]
-    for key, plain in {"others": [], **SIZES}.items():
-        value = asked.get(key, plain)
-        if value != plain:
-            listed = ",".join(value) if isinstance(value, list) else str(value)
+    unsaid = Setting()
+    for key in ("others", *SIZES):
+        value = asked.get(key, getattr(unsaid, key))
+        value = tuple(value) if isinstance(value, list) else value
+        if value != getattr(unsaid, key):
+            listed = ",".join(value) if isinstance(value, tuple) else str(value)
             words += [f"--{key.replace('_', '-')}", shlex.quote(listed)]
     return " ".join([*words, "--out", shlex.quote(f"{name}/evaluation.json")])
 

@@ -12,6 +12,7 @@ import torch
 from ..calibration import fingerprint
 from ..card import LICENSE, PIPELINE, metadata, model_card
 from ..data import JOIN, read_documents
+from ..differing import digest_of
 from ..errors import DataError, EvaluationError
 from ..forms import check_form, damage_answered
 from ..journal import Journal
@@ -174,7 +175,7 @@ def _head(source: Source, other: Source | None) -> dict[str, Any]:
 
 def weights_digest(source: Source) -> str:
     """What `evaluation.json` knows a model by."""
-    return _sha256(json.dumps(fingerprint(source), sort_keys=True))[:16]
+    return digest_of(fingerprint(source))[:16]
 
 
 def _parameters(subject: Subject, name: str) -> int:

@@ -47,22 +47,37 @@ def scored(
     stage: str,
     where: str | None = None,
 ) -> list[Record]:
+    """The records of all windows, by the settings of a suite; see `windows_scored`."""
+    named: dict[str, Any] = {"stage": stage, "where": where or str(subject.text), "batch_size": setting.batch_size}
+    return windows_scored(subject.model, subject.dense, windows, journal=journal, progress=progress, **named)
+
+
+def windows_scored(
+    model: PreTrainedModel,
+    dense: PreTrainedModel | None,
+    windows: Sequence[torch.Tensor],
+    *,
+    journal: Journal,
+    progress: Progress,
+    stage: str,
+    where: str,
+    batch_size: int = 1,
+) -> list[Record]:
     """The records of all windows, those that the journal knows not made again; all losses are finite."""
     records: list[Record] = []
-    for start in range(0, len(windows), setting.batch_size):
+    for start in range(0, len(windows), batch_size):
         progress(stage, start, len(windows))
-        some = torch.stack(list(windows[start : start + setting.batch_size]))
-        records += journal.entry(functools.partial(_entry, subject, some))["windows"]
+        some = torch.stack(list(windows[start : start + batch_size]))
+        records += journal.entry(functools.partial(_entry, model, dense, some))["windows"]
     progress(stage, len(windows), len(windows))
-    where = where or str(subject.text)
-    check_losses(subject.model, windows, records, where)
-    if subject.dense is not None:
-        check_losses(subject.dense, windows, [r["dense"] for r in records], f"{where}, dense model")
+    check_losses(model, windows, records, where)
+    if dense is not None:
+        check_losses(dense, windows, [r["dense"] for r in records], f"{where}, dense model")
     return records
 
 
-def _entry(subject: Subject, windows: torch.Tensor) -> dict[str, Any]:
-    return {"windows": score_windows(subject.model, windows, subject.dense)}
+def _entry(model: PreTrainedModel, dense: PreTrainedModel | None, windows: torch.Tensor) -> dict[str, Any]:
+    return {"windows": score_windows(model, windows, dense)}
 
 
 def perplexities(records: Sequence[Record], size: int, seed: int) -> dict[str, Any]:

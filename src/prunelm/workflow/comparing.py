@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ def compare(
                 read = scored_texts(model, tokenizer, Path(text), **sizes)
                 row["evaluation"]["facts"]["overlap"] = calibration_overlap(source, read)
             if formats:
-                journals = partial(_of_format, journal, source)
-                options = {"journals": journals, "progress": progress, **sizes}
+                options = {"journals": partial(journal, source, None), "progress": progress, **sizes}
                 row["quantized"] = quantized_rows(model, tokenizer, text, formats, **options)
             rows.append(row)
             if speed and model is not dense:
@@ -82,8 +81,3 @@ def compare(
                 row |= {"tokens_per_second": after, "speedup": after / before}
                 rows[0] |= {"tokens_per_second": before, "speedup": 1.0}
     return rows
-
-
-def _of_format(journal: Callable[..., Journal], source: Source, name: str) -> Journal:
-    """The journal of a model whose weights are rounded to a format."""
-    return journal(source, None, format=name)

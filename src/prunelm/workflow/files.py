@@ -51,14 +51,18 @@ def check_no_hidden(recipe: Recipe, what: str) -> None:
 
 
 def recipe_or_default(
-    recipe: str | Path | Recipe | None, calibrated: str | Path | None = None, **overrides: Any
+    recipe: str | Path | Recipe | None,
+    calibrated: str | Path | None = None,
+    *,
+    default: str = DEFAULT_RECIPE,
+    **overrides: Any,
 ) -> Recipe:
     """The recipe that is named; without a name that of a saved calibration, or else the default one."""
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None and calibrated is not None:
         return calibrated_recipe(calibrated, **overrides)
-    return Recipe.load(recipe or DEFAULT_RECIPE, **overrides)
+    return Recipe.load(recipe or default, **overrides)
 
 
 def dtype_named(name: str, what: str) -> torch.dtype:
