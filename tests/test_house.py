@@ -13,7 +13,7 @@ import prunelm
 SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising", "doubts", "knee"},
+    {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising", "doubts", "knee", "heap"},
     {"registry", "policy", "locking", "gguf_header", "forms", "distributed", "differing"},
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .heap import release_memory
 from .hidden import HiddenAxis, Readers, find_hidden, narrow_hidden_
 from .moments import CrossMoments, Moments
 from .placement import statistics_device
@@ -16,7 +17,7 @@ from .progress import Progress
 from .reconstructions import Reconstruction
 from .repairing import repaired
 from .sites import bias_of, set_weight_, weight_of
-from .stream import Batch, BlockStream, release_memory
+from .stream import Batch, BlockStream
 
 Pair = tuple[CrossMoments, Moments]
 """Moments of a reader's narrow input with its dense input, and those of the dense input itself."""

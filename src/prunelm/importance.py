@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 
 from .errors import CalibrationError
 from .gradients import differentiable, gradient_of, sequences_of
+from .heap import release_memory
 from .losses import Objective
 from .placement import exact
 from .sites import Site, Slot, bias_of, find_blocks, weight_of
-from .stream import forwards_replaced, release_memory
+from .stream import forwards_replaced
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from .depth import drop_blocks_
 from .derivatives import Derivatives, derivatives_of
 from .errors import BudgetError, RecipeError
 from .fusion import with_fusion
+from .heap import release_memory
 from .hidden import shapes_of
 from .hidden_pruning import remove_hidden_
 from .job import Job, first_channels_, prepare_
@@ -34,7 +35,7 @@ from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .repetition import repetition_notes
 from .sites import Site, bias_of, by_block, find_blocks, find_sites, narrow_, set_weight_, weight_of
-from .stream import BlockStream, Room, release_memory
+from .stream import BlockStream, Room
 from .survey import curve_of, score, similarity_of
 from .workbench import Step, Workbench
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError
+from .heap import release_memory
 from .loading import Source, generation_config, skeleton, unmapped
 from .sites import find_blocks
-from .stream import BlockStream, Room, release_memory
+from .stream import BlockStream, Room
 
 META = torch.device("meta")
 

@@ -6,8 +6,6 @@ blocks are run one at a time.
 """
 
 import contextlib
-import ctypes
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,9 +19,6 @@ from transformers import PreTrainedModel
 from .sites import configs_of, find_blocks
 
 Batch = Mapping[str, Tensor]
-_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
-_THRESHOLD, _LARGE, _USUAL = -3, 4 * 2**20, 32 * 2**20
-"""`M_MMAP_THRESHOLD` of glibc's malloc.h, what counts as large where little may stay, and how far glibc goes itself."""
 
 
 class _Stop(Exception):
@@ -229,28 +224,6 @@ def forwards_replaced(blocks: nn.ModuleList, forwards: Mapping[int, Callable[...
                 del blocks[i].forward
             else:
                 blocks[i].forward = before
-
-
-def release_memory() -> None:
-    """Hand freed memory back where the C library keeps it: after a block, that can be more than its weights."""
-    trim = getattr(_C_LIBRARY, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-@contextlib.contextmanager
-def large_returned() -> Iterator[None]:
-    """While open, large pieces of memory go back as soon as they are freed, where the C library can be told.
-
-    Otherwise glibc keeps pieces of up to 32 MiB among others, more of them with every block.
-    """
-    tell = getattr(_C_LIBRARY, "mallopt", None) or (lambda _parameter, _value: None)
-    tell(_THRESHOLD, _LARGE)
-    try:
-        yield
-    finally:
-        tell(_THRESHOLD, _USUAL)
-        release_memory()
 
 
 def prediction(result: Any) -> Tensor:

@@ -16,6 +16,7 @@ from .dequantizing import quantization_of
 from .distributed import rank, wait_for_all
 from .distributed import size as processes
 from .errors import RecipeError
+from .heap import large_returned
 from .loading import Source
 from .pressing import Pressing
 from .recipe import Recipe
@@ -23,7 +24,7 @@ from .reconstructions import RECONSTRUCTIONS
 from .scratch import FILE, SPARE, Scratch, check_kept, check_room, rounded
 from .shelf import Shelf
 from .sites import find_sites, weight_of
-from .stream import Batch, Room, States, large_returned
+from .stream import Batch, Room, States
 from .verify import PROOF_TOKENS, proof_inputs
 from .workbench import Workbench, place_of
 
