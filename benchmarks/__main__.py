@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from . import (
     budgets,
+    families,
     faults,
     fuzz,
     guided,
@@ -39,6 +40,7 @@ RUNS = {
     "smollm2": quality.smollm2,
     "frontier": quality.frontier,
     "sweep": quality.sweep,
+    "families": families.main,
     "minilm-sst2": quality.encoder,
     "tiny-gpt2": quality.tiny_gpt2,
     "trials": trials.main,
@@ -56,7 +58,7 @@ RUNS = {
     "overhead": overhead.main,
 }
 
-SHORT = {"quality": ["frontier", "sweep", "zero-shot"]} | {
+SHORT = {"quality": ["frontier", "sweep", "families", "zero-shot"]} | {
     name: [name]
     for name in ("trials", "siblings", "robustness", "fuzz", "guided", "stream", "budgets", "processes", "faults")
 }

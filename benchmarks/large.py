@@ -143,7 +143,7 @@ def built(shape: Shape, where: str) -> tuple[PreTrainedModel, Batches]:
 
 def recipe_of(shape: Shape) -> Recipe:
     """`best` without its search."""
-    return Recipe.load("best", sparsity=0.3, rounds=0, samples=shape.sequences, length=shape.length)
+    return Recipe.load("best", sparsity=0.3, rounds=0, natural_steps=0, samples=shape.sequences, length=shape.length)
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ FRONTIER = (
     SHORTGPT,
 )
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)
+SAMPLES = 128
 SWEEP = ("best", "goa")
 SWEEP_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SWEEP_SAMPLES = 16
@@ -78,11 +79,11 @@ def frontier() -> None:
     documents = c4_part(0, 90)
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
-        dense, texts = _dense_and_texts(Path(scratch))
+        dense, texts = dense_and_texts(Path(scratch))
         measure("frontier", "dense", lambda: cells_of(dense, None, [], texts, **options))
         for sparsity in FRONTIER_SPARSITIES:
             for name in FRONTIER:
-                sizes: dict[str, Any] = {"sparsity": sparsity, "samples": 128, "length": 512}
+                sizes: dict[str, Any] = {"sparsity": sparsity, "samples": SAMPLES, "length": 512}
                 run, calibrated_as = (_shorter, "obs") if name == SHORTGPT else (cells_of, name)
                 recipe = Recipe.load(calibrated_as, **sizes)
                 measure(
@@ -99,14 +100,14 @@ def sweep() -> None:
     documents = c4_part(0, 90)
     options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
-        dense, texts = _dense_and_texts(Path(scratch))
+        dense, texts = dense_and_texts(Path(scratch))
         measure("sweep", "dense", lambda: cells_of(dense, None, [], texts, **options))
         for name in SWEEP:
             recipe = Recipe.load(name, sparsity=SWEEP_SPARSITIES[0], samples=SWEEP_SAMPLES, length=512)
             measure("sweep", name, lambda r=recipe: _sizes_of(dense, r, documents, texts, **options))
 
 
-def _dense_and_texts(scratch: Path) -> tuple[Path, dict[str, Path]]:
+def dense_and_texts(scratch: Path) -> tuple[Path, dict[str, Path]]:
     """SmolLM2's folder, and the two texts that the larger tables evaluate on."""
     c4 = written(scratch / "c4-held-out.jsonl", c4_part(90, 95))
     return dequantized(scratch / "dense"), {"WikiText-2": WIKITEXT, "C4": c4}

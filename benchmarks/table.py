@@ -7,6 +7,8 @@ from typing import Any
 
 from prunelm.quantizing import at_equal_bytes
 
+from .families import RECIPES as FAMILIES
+from .families import SIZES
 from .faults import KILL
 from .fuzz import FIXED
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
@@ -15,7 +17,7 @@ from .robustness import HOME
 from .robustness import RECIPES as SHAKEN
 from .robustness import SPARSITIES as SHAKEN_BY
 from .siblings import CRITERIA, REPAIRS
-from .stages import in_passes
+from .stages import SEARCHING, in_passes
 from .trials import mean_excess
 from .zero_shot import TASKS
 
@@ -37,6 +39,8 @@ How to read it:
   fifth of its parameters in the embeddings. Lower perplexity is better; the dense model is the one before pruning.
 - Sections that evaluate on different amounts of text have different dense perplexities. Compare rows only within a
   section, and with their standard error.
+- `best` and `best-uniform` were measured without their steps of natural gradient (`natural_steps = 0`), which came
+  later, except where *with steps* is said.
 - Recipe names are explained in [methods.md](methods.md) and [plugins.md](plugins.md). `not run`: we did not measure it.
 """
 
@@ -47,10 +51,11 @@ def write() -> None:
         HEAD,
         *_smollm2(read("smollm2")),
         *_frontier(read("frontier")),
+        *_families(read("families"), read("frontier")),
         *_sweep(read("sweep")),
         *_trials(read("trials")),
         *_siblings(read("siblings")),
-        *_zero_shot(read("zero-shot")),
+        *_zero_shot({**read("zero-shot"), **_answering(read("families"))}),
         *_robustness(read("robustness")),
         *_small("minilm-sst2"),
         *_small("tiny-gpt2"),
@@ -157,6 +162,73 @@ def _in_passes(entries: Mapping[str, Any]) -> list[str]:
         f"seconds of one process: {'; '.join(said)}.",
         "",
     ]
+
+
+BESIDE = ("obs", "flap", "wanda-sp")
+"""Recipes that a family is compared with: without a search, the published repair, and the best that repairs nothing."""
+
+
+def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]:
+    """e of every size of one family, before and after its steps, and as a share of other recipes' e."""
+    if not entries or "dense" not in alone:
+        return []
+    dense = alone["dense"]["evaluation"]
+    lines = [
+        "## One calibration, five sizes",
+        "",
+        "`python -m benchmarks run families`. One prune to five nested sizes, calibrated and evaluated as the table "
+        "above; e = ln(perplexity / dense) before and after the steps of natural gradient, and of the latter, its "
+        "share of the e of other recipes in the table above.",
+        "",
+        _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
+        _row(["---"] * (4 + len(BESIDE))),
+    ]
+    for name in FAMILIES:
+        for text in dense:
+            for size in SIZES:
+                lines += _member(entries, alone, name, text, size)
+    return [*lines, "", *(line for name in FAMILIES if name in entries for line in _cost_of(name, entries))]
+
+
+def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
+    dense = alone["dense"]["evaluation"]
+    found = [entries.get(f"{name} {size}{kind}") for kind in ("", " stepped")]
+    if found[0] is None:
+        return []
+    said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
+    others = [alone.get(f"{other} {size}") for other in BESIDE]
+    now = found[1] or found[0]
+    shares = [f"{_excess(now, dense, text) / _excess(other, dense, text):.2f}" if other else "" for other in others]
+    return [_row([f"{name}, {text}", f"{size:.0%}", *said, *shares])]
+
+
+def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
+    """What a family costs, in plain passes and beside one size, with and without steps."""
+    spent = dict(entries[name]["processor_seconds"])
+    one = spent.pop("plain pass")
+    sizes = {size: spent.pop(f"pruning {size:g}") for size in SIZES}
+    shared = sum(spent.values())
+    stepped = {size: entries.get(f"{name} {size} stepped") for size in SIZES}
+    steps = {size: entry["processor_seconds"] for size, entry in stepped.items() if entry}
+    middle = SIZES[len(SIZES) // 2]
+    said = (
+        f"Cost of `{name}` in plain forward passes over the calibration text, processor seconds of one process: "
+        f"{shared / one:.1f} for what all sizes share ({spent.get(SEARCHING, 0.0) / one:.1f} of it the search), "
+        f"{sizes[middle] / one:.1f} for {middle:.0%}. Five sizes cost "
+        f"{(shared + sum(sizes.values())) / (shared + sizes[middle]):.2f} times as much as one."
+    )
+    if middle in steps:
+        both = {size: sizes[size] + steps.get(size, steps[middle]) for size in SIZES}
+        said += (
+            f" The steps cost {steps[middle] / one:.1f} more for each size; with them, five sizes cost "
+            f"{(shared + sum(both.values())) / (shared + both[middle]):.2f} times as much as one."
+        )
+    return [said, ""]
+
+
+def _answering(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of families that answered zero-shot tasks."""
+    return {f"{cell.removesuffix(' stepped')}, with steps": e for cell, e in entries.items() if "tasks" in e}
 
 
 def _sweep(entries: Mapping[str, Any]) -> list[str]:

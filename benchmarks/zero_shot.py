@@ -33,7 +33,7 @@ SPARSITIES = (0.2, 0.5)
 
 def main() -> None:
     """Every cell that is not measured yet."""
-    if not needed(C4, DATA / "tasks") or not _installed():
+    if not needed(C4, DATA / "tasks") or not installed():
         return
     documents = c4_part(0, 90)
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +45,7 @@ def main() -> None:
                 measure("zero-shot", f"{name} {sparsity}", lambda r=recipe: _cell(dense, r, documents))
 
 
-def _installed() -> bool:
+def installed() -> bool:
     found = importlib.util.find_spec("lm_eval") is not None
     if not found:
         print("skipped: lm-eval is not installed; pip install lm-eval==0.4.13")
@@ -59,7 +59,9 @@ def _cell(folder: Path, recipe: Recipe | None, documents: list[str]) -> dict[str
     return {**entry, "rows": ROWS, "tasks": accuracies(model, tokenizer, ROWS)}
 
 
-def accuracies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, dict[str, float]]:
+def accuracies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int = ROWS
+) -> dict[str, dict[str, float]]:
     """`value` and `error` of every task, on its first rows."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM

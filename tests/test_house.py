@@ -43,7 +43,7 @@ LAYERS = [
     {"job", "reading", "rehearsal", "card", "loading", "verify", "evaluation", "search"},
     {"shelf"},
     {"sensitivity", "pressing", "derivatives", "policy_search", "hidden_repair", "plan_file"},
-    {"survey", "descent", "hidden_pruning", "curves", "streaming"},
+    {"survey", "descent", "hidden_pruning", "curves", "streaming", "natural_gradient"},
     {"fusion"},
     {"allocation", "consumer_repair", "gguf_vocabulary"},
     {"pruning", "matching", "gguf_export", "outline"},

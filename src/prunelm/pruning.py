@@ -25,6 +25,7 @@ from .hidden_pruning import remove_hidden_
 from .job import Job, first_channels_, prepare_
 from .journal import Journal
 from .moments import Moments, output_energy
+from .natural_gradient import aim_of, natural_steps_
 from .observation import Observed, first_producer, observe, observe_pair
 from .placement import devices_of, exact
 from .plan import Budget, Decided, Nested, Plan, prunable, top_units
@@ -133,6 +134,7 @@ def prune_(
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
     stream, seen = BlockStream(model, read.batches, room), outlook
+    aim = aim_of(stream, read, recipe.natural_steps) if recipe.natural_steps else None
     if seen is None and (job.counts is None or recipe.policy is not None):
         known: dict[str, Any] = {"derivatives": derivatives, "journal": journal, "bench": bench, "progress": progress}
         seen = look(stream.fork(), read, recipe, job, **known)
@@ -147,6 +149,8 @@ def prune_(
         stream, read, recipe, job, scores=scores, derivatives=derivatives, seen=seen, exact=decided is not None
     )
     _carry_out_(work, bench, progress)
+    if aim is not None:
+        job.notes.extend(natural_steps_(model, aim, bench=bench, progress=progress))
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
 
 
@@ -223,9 +227,13 @@ def repair_(
         notes=[*notes, *repetition_notes(calibration.facts)],
     )
     scores = Decided(counts=counts, kept=kept).scores(sites)
-    read = reading(calibration, None, recipe, sites)
-    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, derivatives=Derivatives())
-    _carry_out_(work, bench or Workbench(), progress)
+    read, bench = reading(calibration, None, recipe, sites), bench or Workbench()
+    stream = BlockStream(model, read.batches)
+    aim = aim_of(stream, read, recipe.natural_steps) if recipe.natural_steps else None
+    work = _Work(stream, read, recipe, job, scores=scores, derivatives=Derivatives())
+    _carry_out_(work, bench, progress)
+    if aim is not None:
+        job.notes.extend(natural_steps_(model, aim, bench=bench, progress=progress))
     return _reported(work, calibration, None, before, start, model)
 
 

@@ -45,6 +45,14 @@ class Reading:
         """The batches that each statistic is measured on."""
         return {"consumer": self.fit, "held": self.held, "producer": self.refit}
 
+    def fit_parts(self, count: int) -> list[list[int]]:
+        """This process's batches to fit, in so many parts of all of them, which any number of processes share alike."""
+        whole = len(self.fitted.batches)
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for b, place in zip(self.fit, in_turns(range(whole)), strict=True):
+            parts[place * count // whole].append(b)
+        return parts
+
     def fisher_batches(self, recipe: Recipe) -> list[Batch]:
         """The batches that Fisher matrices are taken from: whole ones up to the recipe's tokens."""
         places = range(min(len(self.fitted.batches), len(self.whole)))
@@ -134,7 +142,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     dealt = _dealt(batches, [first, second, *([third] if refit is not None else []), last])
     here = {b: n for n, b in enumerate(dealt)}
     fit_here = _span(first, here)
-    whole = batches if any(needs.values()) or stage == "refit" else []
+    whole = batches if any(needs.values()) or stage == "refit" or recipe.natural_steps else []
     return Reading(
         batches=[batches[b] for b in dealt] if whole else [],
         fit=fit_here,

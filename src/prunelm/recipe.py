@@ -37,6 +37,7 @@ LEAST = {
     "candidates": 1,
     "rounds": 0,
     "exchanges": 0,
+    "natural_steps": 0,
     "multiple_of": 0,
     "similarity_sequences": 1,
     "similarity_rows": 0,
@@ -118,6 +119,8 @@ class Recipe:
         policy: a search over keep probabilities in place of the allocator's budgets and the criterion's order.
         rounds: plans that a descent measures on `price_tokens` to refine widths that differ between blocks; 0 takes
             the allocator's plan as it is.
+        natural_steps: steps of natural gradient on the divergence of the model's output, once all units are gone: up to
+            so many, each as long as held-out tokens like it.
         samples, length: calibration sequences and tokens in each.
         calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
         covariance_text: what covariances are taken from, for the Gaussian second moment and for refits: `same` as
@@ -162,6 +165,7 @@ class Recipe:
     loss: str = "auto"
     gradient_checkpointing: bool = False
     policy: Policy | None = None
+    natural_steps: int = 0
     samples: int = 64
     length: int = 512
     calibration: str = "text"
@@ -220,7 +224,7 @@ class Recipe:
     @property
     def judges_output(self) -> bool:
         """Whether that divergence is measured for anything."""
-        return self.prices_output or self.policy is not None
+        return self.prices_output or self.policy is not None or self.natural_steps > 0
 
     @property
     def searches_widths(self) -> bool:
@@ -383,8 +387,8 @@ def _check_allocator(recipe: Recipe) -> None:
     chosen = ALLOCATORS[recipe.allocator]
     if recipe.judges_output and not recipe.held_out:
         raise RecipeError(
-            f"allocator {recipe.allocator!r}, rounds, candidates and choose_share measure on held-out tokens: "
-            "held_out must be above 0, as in 0.125"
+            f"allocator {recipe.allocator!r}, rounds, candidates, choose_share and natural_steps measure on held-out "
+            "tokens: held_out must be above 0, as in 0.125"
         )
     _check_share(recipe)
     if recipe.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
@@ -447,6 +451,8 @@ def _check_policy(recipe: Recipe, policy: Policy) -> None:
         raise RecipeError("policy: pool 'block' keeps the same share of every layer, so no whole layer can go")
     if policy.layers == "block" and (recipe.per_block or recipe.reconstruction != "none"):
         raise RecipeError("policy: dropped blocks leave nothing to repair or narrow: no reconstruction, no per_block")
+    if policy.layers == "block" and recipe.natural_steps:
+        raise RecipeError("policy: dropped blocks leave nothing to repair: natural_steps must be 0")
     if policy.layers == "block" and recipe.hidden:
         raise RecipeError("policy: blocks are dropped from a model with all its hidden channels: hidden must be 0")
     if policy.layers == "sublayer" and recipe.min_units:

@@ -40,29 +40,53 @@ class Divergence:
     KL(dense || changed) per token in nats where the model predicts something; else the squared distance of the last
     hidden states, relative to the dense ones. `rows` are the tokens (sequences, for classifiers) that it averages.
 
-    Of several processes, each measures its own batches; `whole` are those of all.
+    Of several processes, each measures its own batches; `whole` are those of all. With `again`, the dense rows are not
+    kept, which many tokens have no room for, but computed again from the last hidden states.
     """
 
     @torch.no_grad()
-    def __init__(self, stream: BlockStream, batches: Sequence[int], whole: Sequence[Batch] | None = None) -> None:
+    def __init__(
+        self,
+        stream: BlockStream,
+        batches: Sequence[int],
+        whole: Sequence[Batch] | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
         self.stream, self.batches = stream, list(batches)
         self.entering = [stream.hidden[b] for b in self.batches]
         self.predicts = predicts(stream.model)
-        self.dense = {b: self._rows(self._finish(b, 0, stream.hidden[b])) for b in self.batches}
+        self._last: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
+        self.counts: dict[int, int] = {}
+        energy = 0.0
+        for b in self.batches:
+            last = self._through(b, 0, stream.hidden[b])
+            rows = self._rows(stream.outputs(b, last))
+            self.counts[b] = len(rows)
+            energy += 0.0 if self.predicts else float(rows.square().sum())
+            if again:
+                self._last[b] = last
+            else:
+                self._kept[b] = rows
         self.whole = whole if whole is not None else [stream.batches[b] for b in self.batches]
-        self.rows = int(summed_number(sum(len(rows) for rows in self.dense.values())))
-        energy = 0.0 if self.predicts else sum(float(r.square().sum()) for r in self.dense.values())
+        self.rows = int(summed_number(sum(self.counts.values())))
         self.energy = 1.0 if self.predicts else summed_number(energy) / self.rows
 
-    def _finish(self, b: int, i: int, hidden: Tensor) -> Tensor:
-        """The model's output for batch `b` from the hidden states that enter block `i`."""
+    @torch.no_grad()
+    def dense(self, b: int) -> Float[Tensor, "row _"]:
+        """What the dense model answered to batch `b`."""
+        return self._kept[b] if b in self._kept else self._rows(self.stream.outputs(b, self._last[b]))
+
+    def _through(self, b: int, i: int, hidden: Tensor) -> Tensor:
+        """The hidden states of batch `b` behind the last block, from those that enter block `i`."""
         stream = self.stream
         before = stream.hidden[b]
         for j in range(i, len(stream.blocks)):
             stream.hidden[b] = hidden
             hidden = stream.run(j, b)
         stream.hidden[b] = before
-        return stream.outputs(b, hidden)
+        return hidden
 
     def _rows(self, output: Tensor) -> Tensor:
         return output.float().log_softmax(-1) if self.predicts else output.float()
@@ -72,7 +96,8 @@ class Divergence:
         """The divergence now, from the hidden states of each batch that enter block `i`."""
         total = 0.0
         for b, entering in zip(self.batches, hidden, strict=True):
-            total += float(self._summed(self._rows(self._finish(b, i, entering)), self.dense[b]))
+            now = self._rows(self.stream.outputs(b, self._through(b, i, entering)))
+            total += float(self._summed(now, self.dense(b)))
         return summed_number(total) / self.rows
 
     def slopes(self, sites: Sequence[Site]) -> dict[str, Float[Tensor, "out channel"]]:
@@ -82,14 +107,17 @@ class Divergence:
         found = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
         with differentiable(model, layers.values()):
             for b in self.batches:
-                rows = answers(model, self.stream.batches[b])
-                torch.autograd.backward(self._summed(rows, self.dense[b]))
+                torch.autograd.backward(self.of_batch(b))
                 for key, layer in layers.items():
                     gradient = gradient_of(layer)
                     if gradient is not None:
                         found[key] += gradient
                     layer.weight.grad = None
         return {key: summed(slope) / self.rows for key, slope in found.items()}
+
+    def of_batch(self, b: int) -> Float[Tensor, ""]:
+        """The divergence of batch `b` now, summed over its rows, to be differentiated."""
+        return self._summed(answers(self.stream.model, self.stream.batches[b]), self.dense(b))
 
     def _summed(self, now: Tensor, dense: Tensor) -> Tensor:
         """The divergence of some rows, summed."""

@@ -116,6 +116,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "two-step refit": ("goa-budget", {"multiple_of": 1}),
     "head similarity": ("goa", {"multiple_of": 1, "similarity_sequences": 7}),
     "search": ("best", {"multiple_of": 1, "rounds": 2}),
+    "natural gradient": ("obs", {"multiple_of": 1, "natural_steps": 3}),
     "one shot": ("flap", {"multiple_of": 1}),
     "policy": ("osp", {"multiple_of": 1}),
     "hidden": ("liar", {"multiple_of": 2}),
@@ -123,7 +124,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-EVERY_DAY = {"two-step refit": (2, 3), "search": (2,)}
+EVERY_DAY = {"two-step refit": (2, 3), "search": (2,), "natural gradient": (2,)}
 
 
 @pytest.mark.parametrize(("name", "counts"), EVERY_DAY.items())
@@ -171,7 +172,7 @@ STREAMED: dict[str, tuple[str, ...]] = {
     "repair": ("obs",),
     "two-step refit": ("goa-budget",),
     "a look at the dense model": ("flap",),
-    "Fisher matrices": ("best", "rounds = 12", "rounds = 0"),
+    "Fisher matrices": ("best", "rounds = 12", "natural_steps = 4"),
 }
 
 
@@ -179,11 +180,11 @@ def compare_streamed(
     name: str, count: int, model: Path, text: Path, tmp_path: Path, scratch: Path | None = None
 ) -> None:
     """A streamed prune on one process against several, and what lies beside the folders then."""
-    base, *change = STREAMED[name]
+    base, *without = STREAMED[name]
     recipe: str | Path = base
-    if change:
-        recipe = tmp_path.parent / f"{tmp_path.name}.toml"
-        recipe.write_text((RECIPES_FOLDER / f"{base}.toml").read_text().replace(*change))
+    if without:
+        recipe, text_of = tmp_path.parent / f"{tmp_path.name}.toml", (RECIPES_FOLDER / f"{base}.toml").read_text()
+        recipe.write_text("\n".join(line for line in text_of.splitlines() if line not in without))
     sizes = {"samples": 24, "length": 32, "sparsity": 0.3, "multiple_of": 1}
 
     def run(out: str) -> None:

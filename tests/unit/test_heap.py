@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from prunelm import cli
+
 PROGRAM = """
 import sys
 from prunelm.heap import return_large
@@ -35,3 +37,14 @@ def test_large_pieces_go_back_at_once_when_told() -> None:
         run = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
         freed[how] = int(run.stdout)
     assert freed["told"] > 75 * 2**20 > 10 * freed["as usual"]
+
+
+@pytest.mark.parametrize(("option", "told"), [("--stream", 1), ("--resume", 1), ("--per-block", 0)])
+def test_runs_that_may_have_little_memory_say_so_before_anything_else(option, told, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "return_large", lambda: calls.append(option))
+    monkeypatch.setattr(cli, "_run", lambda: None)
+    monkeypatch.setattr(cli, "SIGNALS", [])
+    monkeypatch.setattr("sys.argv", ["prunelm", "prune", "model", "out", option])
+    cli.main()
+    assert len(calls) == told

@@ -1,0 +1,122 @@
+"""One calibration, five sizes: what a family of nested models costs beside one size, and how good its models are.
+
+SmolLM2-135M-Instruct, calibrated and evaluated as the larger table of `quality`. The family is pruned by the command
+that users have, without the steps of natural gradient; these are then taken from each of its folders, so that one
+pruning shows what they are worth. The 20 and 50 % models also answer zero-shot tasks where lm-eval is installed.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelm.data import Batches
+from prunelm.evaluation import evaluate
+from prunelm.loading import find_model, load_model, load_tokenizer
+from prunelm.natural_gradient import aim_of, natural_steps_
+from prunelm.reading import reading
+from prunelm.recipe import Recipe
+from prunelm.sites import find_sites
+from prunelm.stream import BlockStream
+from prunelm.workflow.several_sizes import prune_sizes
+from prunelm.workflow.texts import calibration_batches
+
+from .quality import C4, SAMPLES, WIKITEXT, c4_part, dense_and_texts, written
+from .record import DATA, measure, needed, shared_folder
+from .stages import Stages, plain_pass
+from .zero_shot import SPARSITIES, accuracies, installed
+
+RECIPES = ("best", "best-uniform")
+SIZES = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def main() -> None:
+    """Both default recipes, each as one family; the folders stay where processes that measure together share one."""
+    if not needed(C4, WIKITEXT):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        dense, texts = dense_and_texts(Path(scratch))
+        documents = written(Path(scratch) / "c4-to-calibrate.jsonl", c4_part(0, 90))
+        for name in RECIPES:
+            out = (shared_folder() or Path(scratch)) / f"family-{name}"
+            measure("families", name, lambda n=name, o=out: _pruned(dense, o, n, documents))
+            for size in SIZES:
+                measure("families", f"{name} {size}", lambda s=size, o=out: _evaluated(o / f"{s:g}", texts))
+                measure(
+                    "families", f"{name} {size} stepped", lambda n=name, s=size, o=out: _stepped(dense, o, n, s, texts)
+                )
+
+
+def _pruned(dense: Path, out: Path, name: str, documents: Path) -> dict[str, Any]:
+    """What pruning to all sizes took, stage by stage, and what became of each."""
+    recipe = _recipe(name, SIZES[0], natural_steps=0)
+    model, _, calibration = _read(dense, recipe)
+    one_pass = plain_pass(model, calibration)
+    del model
+    start, stages = time.perf_counter(), Stages()
+    reports = prune_sizes(dense, out, SIZES, recipe=recipe, text=documents, progress=stages)
+    stages.end()
+    sizes = {f"{report.recipe.sparsity:g}": _facts(report) for report in reports.values()}
+    return {
+        "recipe": recipe.to_dict(),
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": {"plain pass": one_pass, **stages.seconds},
+        "sizes": sizes,
+    }
+
+
+def _facts(report: Any) -> dict[str, Any]:
+    return {
+        "parameters": report.parameters_after,
+        "share_of_blocks": report.sparsity_of_blocks,
+        "calibration": report.calibration,
+        "kept": {key: site["kept"] for key, site in report.sites.items()},
+        "notes": report.notes,
+    }
+
+
+def _recipe(name: str, size: float, **changes: Any) -> Recipe:
+    return Recipe.load(name, sparsity=size, samples=SAMPLES, length=512, **changes)
+
+
+def _read(folder: Path, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Batches]:
+    """A model, its tokenizer, and what the recipe calibrates it on."""
+    model, tokenizer = _opened(folder)
+    return model, tokenizer, calibration_batches(model, tokenizer, recipe, c4_part(0, 90), name="benchmark text")[0]
+
+
+def _opened(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source = find_model(folder, device="cpu")
+    tokenizer = load_tokenizer(source)
+    assert tokenizer is not None
+    return load_model(source), tokenizer
+
+
+def _evaluated(folder: Path, texts: Mapping[str, Path]) -> dict[str, Any]:
+    """A member of the family as it was pruned."""
+    return {"evaluation": _on_texts(*_opened(folder), texts)}
+
+
+def _stepped(dense: Path, family: Path, name: str, size: float, texts: Mapping[str, Path]) -> dict[str, Any]:
+    """A member of the family after the recipe's steps of natural gradient, as pruning it ends; zero-shot tasks too."""
+    recipe = _recipe(name, size)
+    model, tokenizer, calibration = _read(dense, recipe)
+    read = reading(calibration, None, recipe, find_sites(model))
+    start = time.process_time()
+    aim = aim_of(BlockStream(model, read.batches), read, recipe.natural_steps)
+    pruned, _ = _opened(family / f"{size:g}")
+    aim.fit.stream = aim.held.stream = BlockStream(pruned, read.batches)
+    notes = natural_steps_(pruned, aim)
+    found = {"notes": notes, "steps": recipe.natural_steps, "processor_seconds": time.process_time() - start}
+    found["evaluation"] = _on_texts(pruned, tokenizer, texts)
+    if size in SPARSITIES and installed() and needed(DATA / "tasks"):
+        found["tasks"] = accuracies(pruned, tokenizer)
+    return found
+
+
+def _on_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, Path]) -> dict[str, Any]:
+    options: dict[str, Any] = {"length": 1024, "max_tokens": 20_480}
+    return {name: evaluate(model, tokenizer, text, **options).to_dict() for name, text in texts.items()}

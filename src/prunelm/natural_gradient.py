@@ -1,0 +1,242 @@
+"""Steps of natural gradient: what stays moves at once, down the divergence of the model's output from the dense one.
+
+A repair fits each site to what its own dense weights would give, and does not see what the model's output makes of the
+errors that are left. Their gradient does. With R the gradient of the divergence with respect to a consumer's weight W,
+C the second moment of its input and G that of its output's gradient, over tokens, the consumers of all sites move by
+
+    W <- W - t (G + g I)^-1 R (C + c I)^-1,     g, c = mean diagonals of G and C
+
+where t is one number for all, found by measuring on held-out tokens: the curvature that errors of different sites have
+together is in none of the matrices. The steps share the tokens to fit, each follows the gradient on its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .distributed import summed, summed_number
+from .fisher import finite
+from .gradients import differentiable, gradient_of
+from .moments import Moments
+from .placement import exact, statistics_device
+from .progress import Progress, silent
+from .reading import Reading
+from .rehearsal import copied, put_
+from .sensitivity import Divergence
+from .sites import Site, find_sites, weight_of
+from .stream import BlockStream
+from .tasks import task_of
+from .workbench import Step, Workbench
+
+FIRST = 1 / 4
+"""The first length tried, as a share of that which would bring the divergence to zero if it went on falling as now."""
+HALVINGS = 6
+"""How often a length that does not help is halved before the weights stay as they are."""
+Told = Callable[[int], None]
+"""Told how many batches of a step are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What the dense model answers: on the tokens whose gradient is followed, and on held-out ones that judge it.
+
+    `parts` are the batches to fit of each step.
+    """
+
+    fit: Divergence
+    held: Divergence
+    parts: list[list[int]]
+
+
+def aim_of(stream: BlockStream, read: Reading, steps: int) -> Aim:
+    """The aim of some steps, taken while the stream is at the first block of the dense model."""
+    fit, held = (Divergence(stream, places, again=True) for places in (read.fit, read.held))
+    return Aim(fit=fit, held=held, parts=read.fit_parts(steps))
+
+
+@torch.no_grad()
+def natural_steps_(
+    model: PreTrainedModel,
+    aim: Aim,
+    *,
+    bench: Workbench | None = None,
+    progress: Progress = silent,
+) -> list[str]:
+    """Move the consumers of all sites by some steps, in place, and say what came of it.
+
+    Each of n steps costs about three forward passes over an n-th of the tokens to fit, and two to four over those held
+    out. A step that does not lower the divergence on those is not taken.
+
+    Args:
+        model: pruned, in eval mode; the aim was taken when it was dense.
+        aim: see there.
+        bench: where steps are kept, and read from when they were made before.
+        progress: told about every batch.
+
+    Raises:
+        CalibrationError: a gradient is not finite; names the site.
+
+    Source: ours; Kronecker factors as in arXiv 1503.05671 (K-FAC), there of the Fisher matrix and for training.
+    """
+    bench = bench or Workbench()
+    sites = [site for site in find_sites(model) if weight_of(site.consumer.layer).numel()]
+    start = now = aim.held.measure(0, aim.held.entering)
+    taken = done = 0
+    for n, batches in enumerate(aim.parts):
+        step = bench.get(f"natural-step-{n}")
+        if step is None:
+            step = _stepped_(model, sites, aim, batches, now, partial(_tell, progress, done, len(aim.fit.batches)))
+            bench.put(f"natural-step-{n}", step)
+        _put_(sites, step.tensors)
+        now, taken = step.facts["divergence"], taken + bool(step.tensors)
+        done += len(batches)
+    what = f"{aim.held.rows:,} held-out {'sequences' if task_of(model) == 'classifier' else 'tokens'}"
+    return [_said(start, now, taken, what)]
+
+
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("natural gradient", before + done, total)
+
+
+def _said(start: float, now: float, taken: int, what: str) -> str:
+    if not taken:
+        return f"natural gradient: no step lowers the divergence, {start:.4f}, on {what}; weights stay"
+    steps = "one step" if taken == 1 else f"{taken} steps"
+    return f"natural gradient: divergence {start:.4f} -> {now:.4f} on {what} in {steps}"
+
+
+def _stepped_(
+    model: PreTrainedModel, sites: Sequence[Site], aim: Aim, batches: Sequence[int], now: float, told: Told
+) -> Step:
+    """One step, taken where it helps: the new weights by site key; none where it does not."""
+    rows = summed_number(sum(aim.fit.counts[b] for b in batches))
+    if not rows:
+        return Step(facts={"divergence": now})
+    seen, directions, falls = _seen(model, sites, aim.fit, batches, rows, told), dict[str, Tensor](), 0.0
+    for key in list(seen):
+        one = seen.pop(key)  # matrices of all sites are large: each goes once its direction is known
+        directions[key] = direction(one.slope, one.inputs.second_moment, one.gradients.second_moment).float()
+        falls += float((one.slope * directions[key]).sum())
+    if falls <= 0:
+        return Step(facts={"divergence": now})
+    before = {site.key: copied(site.consumer.layer)[0] for site in sites}
+
+    def put_at(length: float) -> None:
+        _put_(sites, {key: before[key] - length * d.to(before[key]) for key, d in directions.items()})
+
+    def tried(length: float) -> float:
+        put_at(length)
+        return aim.held.measure(0, aim.held.entering)
+
+    length, divergence = _best_length(tried, FIRST * now / falls, now)
+    if not length:
+        _put_(sites, before)
+        return Step(facts={"divergence": now})
+    put_at(length)
+    weights = {site.key: copied(site.consumer.layer)[0] for site in sites}
+    return Step(facts={"divergence": divergence, "length": length}, tensors=weights)
+
+
+def _best_length(tried: Callable[[float], float], first: float, now: float) -> tuple[float, float]:
+    """The best of some lengths and its divergence: doubled while that helps, or halved until one does; else 0."""
+    best, length = (0.0, now), first
+    found = tried(length)
+    if found < now:
+        while found < best[1]:
+            best = (length, found)
+            length *= 2
+            found = tried(length)
+        return best
+    for _ in range(HALVINGS):
+        length /= 2
+        found = tried(length)
+        if found < best[1]:
+            best = (length, found)
+        elif best[0]:
+            break
+    return best
+
+
+def direction(
+    slope: Float[Tensor, "out channel"], inputs: Float[Tensor, "channel channel"], gradients: Float[Tensor, "out out"]
+) -> Float[Tensor, "out channel"]:
+    """(G + g I)^-1 R (C + c I)^-1, with g and c the mean diagonals; zero where one of them is."""
+    if not (inputs.any() and gradients.any()):
+        return torch.zeros_like(exact(slope))
+    slope = exact(slope)
+    right, left = (torch.linalg.cholesky(_damped(matrix)) for matrix in (inputs, gradients))
+    return torch.cholesky_solve(torch.cholesky_solve(slope, left).T, right).T
+
+
+def _damped(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    return matrix + matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """Of one consumer: R, and the moments of its input and of the gradient of its output."""
+
+    slope: Float[Tensor, "out channel"]
+    inputs: Moments
+    gradients: Moments
+
+
+def _seen(
+    model: PreTrainedModel, sites: Sequence[Site], fit: Divergence, batches: Sequence[int], rows: float, told: Told
+) -> dict[str, _Seen]:
+    """What some batches show of every consumer, by site key, each in one pass forward and backward."""
+    layers = {site.key: site.consumer.layer for site in sites}
+    found = {key: _nothing(layer, fit.stream.room.sums) for key, layer in layers.items()}
+    with differentiable(model, layers.values()):
+        for n, b in enumerate(batches, 1):
+            handles = [layer.register_forward_hook(_watch(found[key], fit.stream, b)) for key, layer in layers.items()]
+            try:
+                torch.autograd.backward(fit.of_batch(b))
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for key, layer in layers.items():
+                gradient = gradient_of(layer)
+                if gradient is not None:
+                    found[key].slope += gradient.to(found[key].slope)
+                layer.weight.grad = None
+            told(n)
+    for key, seen in found.items():
+        seen.slope = summed(seen.slope) / rows
+        finite(key, seen.slope)
+        for moments in (seen.inputs, seen.gradients):
+            moments.settle()
+            moments.share()
+            moments.check(key)
+    return found
+
+
+def _nothing(layer: nn.Module, dtype: torch.dtype) -> _Seen:
+    out, channels = weight_of(layer).shape
+    place = statistics_device(weight_of(layer).device)
+    inputs, gradients = (Moments(n, device=place, dtype=dtype) for n in (channels, out))
+    return _Seen(slope=torch.zeros(out, channels, device=place), inputs=inputs, gradients=gradients)
+
+
+def _watch(seen: _Seen, stream: BlockStream, b: int) -> Any:
+    """A hook on a layer that adds up the moments of its input and of its output's gradient in batch `b`."""
+
+    def on_forward(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.inputs.update(stream.tokens(args[0].detach(), b))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: seen.gradients.update(stream.tokens(gradient.detach(), b))
+        )
+
+    return on_forward
+
+
+def _put_(sites: Sequence[Site], weights: Mapping[str, Tensor]) -> None:
+    for site in sites:
+        if site.key in weights:
+            put_(site.consumer.layer, weights[site.key], None)
