@@ -177,8 +177,8 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         "## One calibration, five sizes",
         "",
         "`python -m benchmarks run families`. One prune to five nested sizes, calibrated and evaluated as the table "
-        "above; e = ln(perplexity / dense) before and after the steps of natural gradient, and of the latter, its "
-        "share of the e of other recipes in the table above.",
+        "above; e = ln(perplexity / dense) before and after the steps of natural gradient. The last columns: the best "
+        "known e of that row as a share of the e that another recipe has in the table above.",
         "",
         _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
         _row(["---"] * (4 + len(BESIDE))),
