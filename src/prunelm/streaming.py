@@ -108,7 +108,7 @@ def _whole(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.choose_share:
         yield "choose_share", "say dense_share in the recipe file"
     if recipe.natural_steps:
-        yield "natural_steps, which differentiate it,", "say natural_steps = 0 in a recipe file"
+        yield "natural_steps, which differentiate it,", "say --natural-steps 0"
     for name in recipe.sites:
         scoring = recipe.scoring(name)
         if CRITERIA[scoring.criterion].needs(**scoring.options) & WHOLE:

@@ -69,6 +69,23 @@ def test_a_repaired_model_is_nearer_to_the_dense_one(
     assert _kl(tmp_path / "out", dense, text_file) < _kl(pruned, dense, text_file)
 
 
+def test_steps_of_natural_gradient_end_a_repair_and_a_prune(cli, plain, tiny_folder, text_file, tmp_path):
+    dense, pruned, told = tiny_folder("llama"), plain("llama"), "natural gradient: divergence"
+    commands = {
+        "repaired": ("repair", dense, pruned, tmp_path / "repaired", "--natural-steps", "2"),
+        "with": ("prune", dense, tmp_path / "with", "--sparsity", "0.28", "--natural-steps", "1"),
+        "without": ("prune", dense, tmp_path / "without", "--sparsity", "0.28", "--natural-steps", "0"),
+    }
+    for name, command in commands.items():
+        ran = cli(*command, "--text", text_file, *SMALL)
+        assert ran.code == 0, ran
+        assert (told in ran.err) == (name != "without"), ran.err
+    steps = {
+        name: json.loads((tmp_path / name / "pruning.json").read_text())["recipe"]["natural_steps"] for name in commands
+    }
+    assert steps == {"repaired": 2, "with": 1, "without": 0}
+
+
 def test_query_heads_are_matched_too(cli, tiny_folder, text_file, tmp_path):
     dense = tiny_folder("llama")
     model = AutoModelForCausalLM.from_pretrained(dense)

@@ -116,6 +116,10 @@ class Overrides:
     held_out: Annotated[
         float | None, typer.Option(help="Share of the calibration text that is kept apart to judge adjustments.")
     ] = None
+    natural_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of natural gradient at the end, to bring the output nearer to the dense one.", min=0),
+    ] = None
     per_block: Annotated[
         bool | None,
         typer.Option(help="Let widths differ between blocks; opens with trust_remote_code or prunelm.load."),

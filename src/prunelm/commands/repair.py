@@ -18,6 +18,9 @@ def repair(
     reconstruction: Annotated[
         str, typer.Option(help="How the weights are adjusted (prunelm list reconstructions).")
     ] = "least-squares",
+    natural_steps: Annotated[
+        int, typer.Option(help="Steps of natural gradient at the end (prunelm prune has them too).", min=0)
+    ] = 0,
     samples: Annotated[int, typer.Option(help="Number of calibration sequences.", min=1)] = 128,
     length: Annotated[int, typer.Option(help="Tokens in each calibration sequence.", min=8)] = 512,
     seed: Seed = 0,
@@ -38,6 +41,7 @@ def repair(
             out_folder,
             text=text,
             reconstruction=reconstruction,
+            natural_steps=natural_steps,
             samples=samples,
             length=length,
             seed=seed,

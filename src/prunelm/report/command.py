@@ -13,6 +13,7 @@ FLAGS = {
     **{name: f"--{name.replace('_', '-')}" for name in ("allocator", "reconstruction", "ridge", "held_out", "unit")},
     **{name: f"--{name.replace('_', '-')}" for name in ("attention_share", "blocks", "of", "multiple_of", "hidden")},
     **{name: f"--{name.replace('_', '-')}" for name in ("loss", "samples", "length", "seed", "tensor_parallel")},
+    "natural_steps": "--natural-steps",
     "targets": "--for",
     "sites": "--sites",
 }

@@ -34,6 +34,7 @@ def repair(
     *,
     text: str | Path,
     reconstruction: str = "least-squares",
+    natural_steps: int = 0,
     samples: int = 128,
     length: int = 512,
     seed: int = 0,
@@ -53,6 +54,7 @@ def repair(
         out: folder to write.
         text, samples, length, seed: of the calibration.
         reconstruction: which repair.
+        natural_steps: steps of natural gradient once all is repaired.
         dtype: of the written weights; that of `pruned` by default.
         force, progress, access: see `prune`.
 
@@ -70,7 +72,8 @@ def repair(
         raise BudgetError(f"{other.name} has all the units of {source.name}: there is nothing to repair.")
     said = {"name": "repair", "unit": unit, "reconstruction": reconstruction, "ridge": 0.1, "held_out": 0.125}
     said |= {"sparsity": gone, "per_block": not _stock(model, kept, unit)}
-    recipe = Recipe.from_dict({**said, "samples": samples, "length": length, "seed": seed})
+    said |= {"natural_steps": natural_steps, "samples": samples, "length": length, "seed": seed}
+    recipe = Recipe.from_dict(said)
     tokenizer = load_tokenizer(source)
     notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
