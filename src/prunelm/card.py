@@ -68,7 +68,7 @@ def model_card(facts: Mapping[str, Any], measured: Measured | None = None, *, he
         f"# {facts['base_model']}, {sizes['share_of_blocks']:.1%} of its block parameters removed",
         "",
         f"Made with PruneLM {facts['versions']['prunelm']}, recipe `{recipe['name']}`: structured pruning without "
-        "training. `pruning.json` beside this file has every setting, and the indices of all units that were kept.",
+        "retraining. `pruning.json` beside this file has every setting, and the indices of all units that were kept.",
         "",
         "| | before | after |",
         "|---|---|---|",

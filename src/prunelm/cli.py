@@ -24,8 +24,6 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 """What ends a run early, and is answered in one line."""
 SHARED = ("prune", "calibrate", "repair")
 """Commands that several processes share."""
-BOUNDED = {"--stream", "--resume"}
-"""Options of runs that may have to do with little memory, which is arranged before the libraries are imported."""
 
 
 @app.callback()
@@ -103,8 +101,8 @@ def main() -> None:
     # These are read when the libraries are imported, which happens inside the commands.
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
-    if not BOUNDED.isdisjoint(sys.argv):
-        return_large()
+    if "--stream" in sys.argv:
+        return_large()  # before the libraries are imported, which is when it helps most
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for number in SIGNALS:
         # A program started by nohup, or in the background, is told to ignore some.

@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .distributed import summed, summed_number
+from .distributed import agreed_number, summed, summed_number
+from .errors import DataError
 from .fisher import finite
 from .gradients import differentiable, gradient_of
 from .moments import Moments
@@ -55,7 +56,16 @@ class Aim:
 
 
 def aim_of(stream: BlockStream, read: Reading, steps: int) -> Aim:
-    """The aim of some steps, taken while the stream is at the first block of the dense model."""
+    """The aim of some steps, taken while the stream is at the first block of the dense model.
+
+    Raises:
+        DataError: nothing was held out.
+    """
+    if not read.judging.batches:
+        raise DataError(
+            f"{read.sequences} calibration sequences leave none to hold out, which steps of natural gradient are judged "
+            "by. Give more text, --samples or --held-out, or say --natural-steps 0."
+        )
     fit, held = (Divergence(stream, places, again=True) for places in (read.fit, read.held))
     return Aim(fit=fit, held=held, parts=read.fit_parts(steps))
 
@@ -71,7 +81,7 @@ def natural_steps_(
     """Move the consumers of all sites by some steps, in place, and say what came of it.
 
     Each of n steps costs about three forward passes over an n-th of the tokens to fit, and two to four over those held
-    out. A step that does not lower the divergence on those is not taken.
+    out, more where none is taken. A step that does not lower the divergence on those is not taken.
 
     Args:
         model: pruned, in eval mode; the aim was taken when it was dense.
@@ -97,18 +107,17 @@ def natural_steps_(
         now, taken = step.facts["divergence"], taken + bool(step.tensors)
         done += len(batches)
     what = f"{aim.held.rows:,} held-out {'sequences' if task_of(model) == 'classifier' else 'tokens'}"
-    return [_said(start, now, taken, what)]
+    return [_said(start, now, f"{taken} of {len(aim.parts)} steps" if taken else "", what)]
 
 
 def _tell(progress: Progress, before: int, total: int, done: int) -> None:
     progress("natural gradient", before + done, total)
 
 
-def _said(start: float, now: float, taken: int, what: str) -> str:
+def _said(start: float, now: float, taken: str, what: str) -> str:
     if not taken:
-        return f"natural gradient: no step lowers the divergence, {start:.4f}, on {what}; weights stay"
-    steps = "one step" if taken == 1 else f"{taken} steps"
-    return f"natural gradient: divergence {start:.4f} -> {now:.4f} on {what} in {steps}"
+        return f"natural gradient: no step lowers the divergence, {start:.4g}, on {what}; weights stay"
+    return f"natural gradient: divergence {start:.4g} -> {now:.4g} on {what} in {taken}"
 
 
 def _stepped_(
@@ -123,12 +132,13 @@ def _stepped_(
         one = seen.pop(key)  # matrices of all sites are large: each goes once its direction is known
         directions[key] = direction(one.slope, one.inputs.second_moment, one.gradients.second_moment).float()
         falls += float((one.slope * directions[key]).sum())
+    falls = agreed_number(falls)
     if falls <= 0:
         return Step(facts={"divergence": now})
     before = {site.key: copied(site.consumer.layer)[0] for site in sites}
 
     def put_at(length: float) -> None:
-        _put_(sites, {key: before[key] - length * d.to(before[key]) for key, d in directions.items()})
+        _put_(sites, {key: before[key].float() - length * d.to(before[key].device) for key, d in directions.items()})
 
     def tried(length: float) -> float:
         put_at(length)

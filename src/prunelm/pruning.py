@@ -101,7 +101,7 @@ def prune_(
     room: Room | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Remove `recipe.sparsity` of the model's prunable parameters, in place, without training.
+    """Remove `recipe.sparsity` of the model's prunable parameters, in place, without retraining.
 
     Args:
         model: any model of a known family, in eval mode.
@@ -150,7 +150,8 @@ def prune_(
     )
     _carry_out_(work, bench, progress)
     if aim is not None:
-        job.notes.extend(natural_steps_(model, aim, bench=bench, progress=progress))
+        said = natural_steps_(model, aim, bench=bench, progress=progress)
+        job.notes.extend(f"{note}, from the model without its hidden channels" if hidden else note for note in said)
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
 
 

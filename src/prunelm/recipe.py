@@ -120,7 +120,8 @@ class Recipe:
         rounds: plans that a descent measures on `price_tokens` to refine widths that differ between blocks; 0 takes
             the allocator's plan as it is.
         natural_steps: steps of natural gradient on the divergence of the model's output, once all units are gone: up to
-            so many, each as long as held-out tokens like it.
+            so many, each as long as held-out tokens like it. They move the consumers of all sites, whatever `sites` and
+            `blocks` say.
         samples, length: calibration sequences and tokens in each.
         calibration: `text` (a file that the user names) or `self-generated` (written by the model itself).
         covariance_text: what covariances are taken from, for the Gaussian second moment and for refits: `same` as

@@ -39,8 +39,8 @@ def test_large_pieces_go_back_at_once_when_told() -> None:
     assert freed["told"] > 75 * 2**20 > 10 * freed["as usual"]
 
 
-@pytest.mark.parametrize(("option", "told"), [("--stream", 1), ("--resume", 1), ("--per-block", 0)])
-def test_runs_that_may_have_little_memory_say_so_before_anything_else(option, told, monkeypatch):
+@pytest.mark.parametrize(("option", "told"), [("--stream", 1), ("--per-block", 0)])
+def test_streamed_runs_say_so_before_anything_else(option, told, monkeypatch):
     calls = []
     monkeypatch.setattr(cli, "return_large", lambda: calls.append(option))
     monkeypatch.setattr(cli, "_run", lambda: None)

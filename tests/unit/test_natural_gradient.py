@@ -7,7 +7,7 @@ import torch
 
 from prunelm import natural_gradient
 from prunelm.data import Batches
-from prunelm.errors import CalibrationError, RecipeError
+from prunelm.errors import CalibrationError, DataError, RecipeError
 from prunelm.natural_gradient import _best_length, direction
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
@@ -132,6 +132,27 @@ def test_gradients_that_are_not_finite_are_named(monkeypatch):
 
 def _overflowing(own):
     return lambda self, b: own(self, b) * float("inf")
+
+
+@pytest.mark.parametrize(("family", "recipe"), [("llama", "obs"), ("bert", "best-uniform")])
+def test_too_little_text_to_judge_steps_is_one_line(family, recipe):
+    model = tiny_model(family)
+    few = Recipe.load(recipe, sparsity=0.2, multiple_of=1, natural_steps=2)
+    with pytest.raises(DataError, match="2 calibration sequences leave none to hold out"):
+        prune_(model, _calibration(model, batches=1), few)
+
+
+def test_steps_towards_a_model_without_hidden_channels_say_so():
+    _, report = _pruned("llama", replace(RECIPE, hidden=0.25, sparsity=0.35))
+    assert _said(report).endswith("from the model without its hidden channels")
+
+
+def test_half_precision_takes_steps_that_it_could_not_write_down(monkeypatch):
+    own = natural_gradient.direction
+    monkeypatch.setattr(natural_gradient, "direction", lambda *args: 1e9 * own(*args))
+    model = tiny_model("llama").half()
+    report = prune_(model, _calibration(model), RECIPE)
+    assert "->" in _said(report)
 
 
 def test_steps_need_held_out_tokens():

@@ -69,7 +69,7 @@ def _title(found: Sequence[Gathered]) -> str:
 def _lead(found: Sequence[Gathered]) -> str:
     """Which models the page shows."""
     recipes = list(dict.fromkeys(one.pruning["recipe"]["name"] for one in found))
-    made = f"recipe{'s' if recipes[1:] else ''} {', '.join(recipes)}, without training"
+    made = f"recipe{'s' if recipes[1:] else ''} {', '.join(recipes)}, without retraining"
     return f"{found[0].name if len(found) == 1 else f'{len(found)} pruned models'}: {made}."
 
 

@@ -43,7 +43,7 @@ def repair(
     progress: Progress = silent,
     **access: Any,
 ) -> Report:
-    """Repair somebody's pruned model in closed form: the same units as it has, the kept weights solved again.
+    """Repair somebody's pruned model: the same units as it has, the kept weights solved again in closed form.
 
     The units are those that its pruning.json names, or else are found by matching producer rows with the dense model.
     What stays is taken from the dense model; other changes that came with the pruning are not.
