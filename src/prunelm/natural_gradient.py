@@ -63,8 +63,8 @@ def aim_of(stream: BlockStream, read: Reading, steps: int) -> Aim:
     """
     if not read.judging.batches:
         raise DataError(
-            f"{read.sequences} calibration sequences leave none to hold out, which steps of natural gradient are judged "
-            "by. Give more text, --samples or --held-out, or say --natural-steps 0."
+            f"{read.sequences} calibration sequences leave none to hold out, which steps of natural gradient are "
+            "judged by. Give more text, --samples or --held-out, or say --natural-steps 0."
         )
     fit, held = (Divergence(stream, places, again=True) for places in (read.fit, read.held))
     return Aim(fit=fit, held=held, parts=read.fit_parts(steps))
