@@ -14,7 +14,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelm.data import Batches
-from prunelm.evaluation import evaluate
 from prunelm.loading import find_model, load_model, load_tokenizer
 from prunelm.natural_gradient import aim_of, natural_steps_
 from prunelm.reading import reading
@@ -24,7 +23,7 @@ from prunelm.stream import BlockStream
 from prunelm.workflow.several_sizes import prune_sizes
 from prunelm.workflow.texts import calibration_batches
 
-from .quality import C4, SAMPLES, WIKITEXT, c4_part, dense_and_texts, written
+from .quality import C4, EVALUATED, SAMPLES, WIKITEXT, c4_part, dense_and_texts, evaluated, facts_of, written
 from .record import DATA, measure, needed, shared_folder
 from .stages import Stages, plain_pass
 from .zero_shot import SPARSITIES, accuracies, installed
@@ -59,22 +58,12 @@ def _pruned(dense: Path, out: Path, name: str, documents: Path) -> dict[str, Any
     start, stages = time.perf_counter(), Stages()
     reports = prune_sizes(dense, out, SIZES, recipe=recipe, text=documents, progress=stages)
     stages.end()
-    sizes = {f"{report.recipe.sparsity:g}": _facts(report) for report in reports.values()}
+    sizes = {f"{report.recipe.sparsity:g}": facts_of(report) for report in reports.values()}
     return {
         "recipe": recipe.to_dict(),
         "seconds": time.perf_counter() - start,
         "processor_seconds": {"plain pass": one_pass, **stages.seconds},
         "sizes": sizes,
-    }
-
-
-def _facts(report: Any) -> dict[str, Any]:
-    return {
-        "parameters": report.parameters_after,
-        "share_of_blocks": report.sparsity_of_blocks,
-        "calibration": report.calibration,
-        "kept": {key: site["kept"] for key, site in report.sites.items()},
-        "notes": report.notes,
     }
 
 
@@ -97,7 +86,7 @@ def _opened(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _evaluated(folder: Path, texts: Mapping[str, Path]) -> dict[str, Any]:
     """A member of the family as it was pruned."""
-    return {"evaluation": _on_texts(*_opened(folder), texts)}
+    return {"evaluation": evaluated(*_opened(folder), texts, **EVALUATED)}
 
 
 def _stepped(dense: Path, family: Path, name: str, size: float, texts: Mapping[str, Path]) -> dict[str, Any]:
@@ -111,12 +100,7 @@ def _stepped(dense: Path, family: Path, name: str, size: float, texts: Mapping[s
     aim.fit.stream = aim.held.stream = BlockStream(pruned, read.batches)
     notes = natural_steps_(pruned, aim)
     found = {"notes": notes, "steps": recipe.natural_steps, "processor_seconds": time.process_time() - start}
-    found["evaluation"] = _on_texts(pruned, tokenizer, texts)
+    found["evaluation"] = evaluated(pruned, tokenizer, texts, **EVALUATED)
     if size in SPARSITIES and installed() and needed(DATA / "tasks"):
         found["tasks"] = accuracies(pruned, tokenizer)
     return found
-
-
-def _on_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, Path]) -> dict[str, Any]:
-    options: dict[str, Any] = {"length": 1024, "max_tokens": 20_480}
-    return {name: evaluate(model, tokenizer, text, **options).to_dict() for name, text in texts.items()}

@@ -56,6 +56,8 @@ FRONTIER = (
 )
 FRONTIER_SPARSITIES = (0.3, 0.5, 0.2, 0.1, 0.4)
 SAMPLES = 128
+EVALUATED = {"length": 1024, "max_tokens": 20_480}
+"""Windows that every table of SmolLM2 is evaluated on."""
 SWEEP = ("best", "goa")
 SWEEP_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SWEEP_SAMPLES = 16
@@ -77,10 +79,9 @@ def frontier() -> None:
     if not needed(C4, WIKITEXT):
         return
     documents = c4_part(0, 90)
-    options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
         dense, texts = dense_and_texts(Path(scratch))
-        measure("frontier", "dense", lambda: cells_of(dense, None, [], texts, **options))
+        measure("frontier", "dense", lambda: cells_of(dense, None, [], texts, **EVALUATED))
         for sparsity in FRONTIER_SPARSITIES:
             for name in FRONTIER:
                 sizes: dict[str, Any] = {"sparsity": sparsity, "samples": SAMPLES, "length": 512}
@@ -89,7 +90,7 @@ def frontier() -> None:
                 measure(
                     "frontier",
                     f"{name} {sparsity}",
-                    lambda r=recipe, run=run: run(dense, r, documents, texts, **options),
+                    lambda r=recipe, run=run: run(dense, r, documents, texts, **EVALUATED),
                 )
 
 
@@ -98,13 +99,12 @@ def sweep() -> None:
     if not needed(C4, WIKITEXT):
         return
     documents = c4_part(0, 90)
-    options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
         dense, texts = dense_and_texts(Path(scratch))
-        measure("sweep", "dense", lambda: cells_of(dense, None, [], texts, **options))
+        measure("sweep", "dense", lambda: cells_of(dense, None, [], texts, **EVALUATED))
         for name in SWEEP:
             recipe = Recipe.load(name, sparsity=SWEEP_SPARSITIES[0], samples=SWEEP_SAMPLES, length=512)
-            measure("sweep", name, lambda r=recipe: _sizes_of(dense, r, documents, texts, **options))
+            measure("sweep", name, lambda r=recipe: _sizes_of(dense, r, documents, texts, **EVALUATED))
 
 
 def dense_and_texts(scratch: Path) -> tuple[Path, dict[str, Path]]:
@@ -128,12 +128,12 @@ def _sizes_of(
     else:
         family = (_alone(load_model(source), calibration, replace(recipe, sparsity=s), refit) for s in shares)
     for share, (pruned, _) in zip(shares, family, strict=True):
-        found[str(share)] = _evaluated(pruned, tokenizer, texts, **options)
+        found[str(share)] = evaluated(pruned, tokenizer, texts, **options)
     seconds = time.perf_counter() - start
     return {"recipe": recipe.to_dict(), "calibration": calibration.facts, "seconds": seconds, "sizes": found}
 
 
-def _evaluated(
+def evaluated(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: dict[str, Path], **options: Any
 ) -> dict[str, Any]:
     return {name: evaluate(model, tokenizer, text, **options).to_dict() for name, text in texts.items()}
@@ -163,10 +163,9 @@ def smollm2() -> None:
     if not needed(C4, WIKITEXT):
         return
     documents = c4_documents(held_out=False)
-    options = {"length": 1024, "max_tokens": 20_480}
     with tempfile.TemporaryDirectory() as scratch:
         dense = dequantized(Path(scratch) / "dense")
-        measure("smollm2", "dense", lambda: _cell(dense, None, [], WIKITEXT, **options))
+        measure("smollm2", "dense", lambda: _cell(dense, None, [], WIKITEXT, **EVALUATED))
         for name in reversed(RECIPES):
             for sparsity in SPARSITIES:
                 sizes = {} if name == "goa-data-free" else {"samples": 64, "length": 512}
@@ -174,7 +173,7 @@ def smollm2() -> None:
                 measure(
                     "smollm2",
                     f"{name} {sparsity}",
-                    lambda r=recipe: _cell(dense, r, documents, WIKITEXT, **options),
+                    lambda r=recipe: _cell(dense, r, documents, WIKITEXT, **EVALUATED),
                 )
 
 
@@ -254,7 +253,7 @@ def _shorter(
         "removed": before - pruned.num_parameters(),
         "seconds": time.perf_counter() - start,
         "calibration": calibration.facts,
-        "evaluation": _evaluated(pruned, tokenizer, texts, **options),
+        "evaluation": evaluated(pruned, tokenizer, texts, **options),
     }
 
 
@@ -277,7 +276,7 @@ def cells_of(
     pruned, tokenizer, entry = pruned_by(recipe, model, documents, journal=journal)
     return {
         **entry,
-        "evaluation": _evaluated(pruned, tokenizer, texts, **options),
+        "evaluation": evaluated(pruned, tokenizer, texts, **options),
     }
 
 
@@ -300,12 +299,19 @@ def pruned_by(
     stages.end()
     entry = {
         "recipe": recipe.to_dict(),
-        "parameters": report.parameters_after,
-        "share_of_blocks": report.sparsity_of_blocks,
         "seconds": report.seconds,
         "processor_seconds": {"plain pass": one_pass, **stages.seconds},
+        **facts_of(report),
+    }
+    return pruned, tokenizer, entry
+
+
+def facts_of(report: Report) -> dict[str, Any]:
+    """What is recorded of a pruned model."""
+    return {
+        "parameters": report.parameters_after,
+        "share_of_blocks": report.sparsity_of_blocks,
         "calibration": report.calibration,
         "kept": {key: site["kept"] for key, site in report.sites.items()},
         "notes": report.notes,
     }
-    return pruned, tokenizer, entry

@@ -10,7 +10,8 @@ where t is one number for all, found by measuring on held-out tokens: the curvat
 together is in none of the matrices. The steps share the tokens to fit, each follows the gradient on its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .distributed import agreed_number, summed, summed_number
+from .distributed import agreed_number
 from .errors import DataError
 from .fisher import finite
-from .gradients import differentiable, gradient_of
 from .moments import Moments
 from .placement import exact, statistics_device
 from .progress import Progress, silent
@@ -101,7 +101,7 @@ def natural_steps_(
     for n, batches in enumerate(aim.parts):
         step = bench.get(f"natural-step-{n}")
         if step is None:
-            step = _stepped_(model, sites, aim, batches, now, partial(_tell, progress, done, len(aim.fit.batches)))
+            step = _stepped_(sites, aim, batches, now, partial(_tell, progress, done, len(aim.fit.batches)))
             bench.put(f"natural-step-{n}", step)
         _put_(sites, step.tensors)
         now, taken = step.facts["divergence"], taken + bool(step.tensors)
@@ -120,37 +120,32 @@ def _said(start: float, now: float, taken: str, what: str) -> str:
     return f"natural gradient: divergence {start:.4g} -> {now:.4g} on {what} in {taken}"
 
 
-def _stepped_(
-    model: PreTrainedModel, sites: Sequence[Site], aim: Aim, batches: Sequence[int], now: float, told: Told
-) -> Step:
-    """One step, taken where it helps: the new weights by site key; none where it does not."""
-    rows = summed_number(sum(aim.fit.counts[b] for b in batches))
-    if not rows:
+def _stepped_(sites: Sequence[Site], aim: Aim, batches: Sequence[int], now: float, told: Told) -> Step:
+    """One step where it helps: the new weights by site key, still to be put; none where it does not."""
+    if not aim.fit.rows_of(batches):
         return Step(facts={"divergence": now})
-    seen, directions, falls = _seen(model, sites, aim.fit, batches, rows, told), dict[str, Tensor](), 0.0
+    seen, directions, falls = _seen(sites, aim.fit, batches, told), dict[str, Tensor](), 0.0
     for key in list(seen):
         one = seen.pop(key)  # matrices of all sites are large: each goes once its direction is known
         directions[key] = direction(one.slope, one.inputs.second_moment, one.gradients.second_moment).float()
-        falls += float((one.slope * directions[key]).sum())
+        falls += float((directions[key] * one.slope.to(directions[key])).sum())
     falls = agreed_number(falls)
     if falls <= 0:
         return Step(facts={"divergence": now})
     before = {site.key: copied(site.consumer.layer)[0] for site in sites}
 
-    def put_at(length: float) -> None:
-        _put_(sites, {key: before[key].float() - length * d.to(before[key].device) for key, d in directions.items()})
+    def moved(length: float) -> dict[str, Tensor]:
+        return {key: before[key].float() - length * d.to(before[key].device) for key, d in directions.items()}
 
     def tried(length: float) -> float:
-        put_at(length)
+        _put_(sites, moved(length))
         return aim.held.measure(0, aim.held.entering)
 
     length, divergence = _best_length(tried, FIRST * now / falls, now)
     if not length:
         _put_(sites, before)
         return Step(facts={"divergence": now})
-    put_at(length)
-    weights = {site.key: copied(site.consumer.layer)[0] for site in sites}
-    return Step(facts={"divergence": divergence, "length": length}, tensors=weights)
+    return Step(facts={"divergence": divergence, "length": length}, tensors=moved(length))
 
 
 def _best_length(tried: Callable[[float], float], first: float, now: float) -> tuple[float, float]:
@@ -188,7 +183,7 @@ def _damped(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return matrix + matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class _Seen:
     """Of one consumer: R, and the moments of its input and of the gradient of its output."""
 
@@ -197,50 +192,45 @@ class _Seen:
     gradients: Moments
 
 
-def _seen(
-    model: PreTrainedModel, sites: Sequence[Site], fit: Divergence, batches: Sequence[int], rows: float, told: Told
-) -> dict[str, _Seen]:
+def _seen(sites: Sequence[Site], fit: Divergence, batches: Sequence[int], told: Told) -> dict[str, _Seen]:
     """What some batches show of every consumer, by site key, each in one pass forward and backward."""
     layers = {site.key: site.consumer.layer for site in sites}
-    found = {key: _nothing(layer, fit.stream.room.sums) for key, layer in layers.items()}
-    with differentiable(model, layers.values()):
-        for n, b in enumerate(batches, 1):
-            handles = [layer.register_forward_hook(_watch(found[key], fit.stream, b)) for key, layer in layers.items()]
-            try:
-                torch.autograd.backward(fit.of_batch(b))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            for key, layer in layers.items():
-                gradient = gradient_of(layer)
-                if gradient is not None:
-                    found[key].slope += gradient.to(found[key].slope)
-                layer.weight.grad = None
-            told(n)
-    for key, seen in found.items():
-        seen.slope = summed(seen.slope) / rows
-        finite(key, seen.slope)
-        for moments in (seen.inputs, seen.gradients):
-            moments.settle()
-            moments.share()
-            moments.check(key)
-    return found
+    moments = {key: _nothing(layer, fit.stream.room.sums) for key, layer in layers.items()}
+
+    @contextmanager
+    def watched(b: int) -> Iterator[None]:
+        handles = [layer.register_forward_hook(_watch(*moments[key], fit.stream, b)) for key, layer in layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        told(batches.index(b) + 1)
+
+    slopes = fit.slopes(sites, batches, watched)
+    for key, both in moments.items():
+        finite(key, slopes[key])
+        for one in both:
+            one.settle()
+            one.share()
+            one.check(key)
+    return {key: _Seen(slopes[key], *moments[key]) for key in layers}
 
 
-def _nothing(layer: nn.Module, dtype: torch.dtype) -> _Seen:
+def _nothing(layer: nn.Module, dtype: torch.dtype) -> tuple[Moments, Moments]:
+    """Empty moments of a layer's input, and of the gradient of its output."""
     out, channels = weight_of(layer).shape
     place = statistics_device(weight_of(layer).device)
-    inputs, gradients = (Moments(n, device=place, dtype=dtype) for n in (channels, out))
-    return _Seen(slope=torch.zeros(out, channels, device=place), inputs=inputs, gradients=gradients)
+    return Moments(channels, device=place, dtype=dtype), Moments(out, device=place, dtype=dtype)
 
 
-def _watch(seen: _Seen, stream: BlockStream, b: int) -> Any:
+def _watch(inputs: Moments, gradients: Moments, stream: BlockStream, b: int) -> Any:
     """A hook on a layer that adds up the moments of its input and of its output's gradient in batch `b`."""
 
     def on_forward(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.inputs.update(stream.tokens(args[0].detach(), b))
+        inputs.update(stream.tokens(args[0].detach(), b))
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: seen.gradients.update(stream.tokens(gradient.detach(), b))
+            lambda gradient: gradients.update(stream.tokens(gradient.detach(), b))
         )
 
     return on_forward

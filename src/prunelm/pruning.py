@@ -134,7 +134,6 @@ def prune_(
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
     stream, seen = BlockStream(model, read.batches, room), outlook
-    aim = aim_of(stream, read, recipe.natural_steps) if recipe.natural_steps else None
     if seen is None and (job.counts is None or recipe.policy is not None):
         known: dict[str, Any] = {"derivatives": derivatives, "journal": journal, "bench": bench, "progress": progress}
         seen = look(stream.fork(), read, recipe, job, **known)
@@ -149,9 +148,6 @@ def prune_(
         stream, read, recipe, job, scores=scores, derivatives=derivatives, seen=seen, exact=decided is not None
     )
     _carry_out_(work, bench, progress)
-    if aim is not None:
-        said = natural_steps_(model, aim, bench=bench, progress=progress)
-        job.notes.extend(f"{note}, from the model without its hidden channels" if hidden else note for note in said)
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
 
 
@@ -228,19 +224,16 @@ def repair_(
         notes=[*notes, *repetition_notes(calibration.facts)],
     )
     scores = Decided(counts=counts, kept=kept).scores(sites)
-    read, bench = reading(calibration, None, recipe, sites), bench or Workbench()
-    stream = BlockStream(model, read.batches)
-    aim = aim_of(stream, read, recipe.natural_steps) if recipe.natural_steps else None
-    work = _Work(stream, read, recipe, job, scores=scores, derivatives=Derivatives())
-    _carry_out_(work, bench, progress)
-    if aim is not None:
-        job.notes.extend(natural_steps_(model, aim, bench=bench, progress=progress))
+    read = reading(calibration, None, recipe, sites)
+    work = _Work(BlockStream(model, read.batches), read, recipe, job, scores=scores, derivatives=Derivatives())
+    _carry_out_(work, bench or Workbench(), progress)
     return _reported(work, calibration, None, before, start, model)
 
 
 def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
-    """Prune block by block, as an earlier run did where it got so far, and check the plan that results."""
-    job, room = work.job, work.stream.room
+    """Prune block by block, as an earlier run did where it got so far, check the plan, and take the recipe's steps."""
+    job, room, steps = work.job, work.stream.room, work.recipe.natural_steps
+    aim = aim_of(work.stream, work.read, steps) if steps else None
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(len(work.stream.blocks)):
@@ -259,6 +252,10 @@ def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
     Plan(work.kept).check(job.sites, job.budget, job.step)
     if not work.recipe.per_block:
         share_config_(work.stream.model, job)
+    if aim is not None:
+        said = natural_steps_(work.stream.model, aim, bench=bench, progress=progress)
+        towards = ", from the model without its hidden channels" if work.recipe.hidden else ""
+        job.notes.extend(note + towards for note in said)
 
 
 def _without_blocks(

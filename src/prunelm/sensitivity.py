@@ -1,7 +1,8 @@
 """What a site's error costs at the model's output, measured by forward passes on held-out tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -23,6 +24,12 @@ STEEP = (0.5, 2.5)
 """Limits of the exponent p in KL = A x error^p."""
 Point = tuple[int, float]
 """(units removed, divergence measured)."""
+Watched = Callable[[int], AbstractContextManager[None]]
+"""What is open while a batch passes."""
+
+
+def _unwatched(_b: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def levels_of(site: Site, budget: Budget) -> list[int]:
@@ -70,7 +77,7 @@ class Divergence:
             else:
                 self._kept[b] = rows
         self.whole = whole if whole is not None else [stream.batches[b] for b in self.batches]
-        self.rows = int(summed_number(sum(self.counts.values())))
+        self.rows = self.rows_of(self.batches)
         self.energy = 1.0 if self.predicts else summed_number(energy) / self.rows
 
     @torch.no_grad()
@@ -100,20 +107,31 @@ class Divergence:
             total += float(self._summed(now, self.dense(b)))
         return summed_number(total) / self.rows
 
-    def slopes(self, sites: Sequence[Site]) -> dict[str, Float[Tensor, "out channel"]]:
-        """The gradient of the divergence now, by site key, with respect to the weight of the site's consumer."""
+    def slopes(
+        self, sites: Sequence[Site], batches: Sequence[int] | None = None, watched: Watched = _unwatched
+    ) -> dict[str, Float[Tensor, "out channel"]]:
+        """The gradient of the divergence now, by site key, with respect to the weight of the site's consumer.
+
+        Of some of the batches, where they are named; `watched` is open while one of them passes forward and backward.
+        """
         layers = {site.key: site.consumer.layer for site in sites}
-        model = self.stream.model
+        batches = self.batches if batches is None else batches
         found = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
-        with differentiable(model, layers.values()):
-            for b in self.batches:
-                torch.autograd.backward(self.of_batch(b))
+        with differentiable(self.stream.model, layers.values()):
+            for b in batches:
+                with watched(b):
+                    torch.autograd.backward(self.of_batch(b))
                 for key, layer in layers.items():
                     gradient = gradient_of(layer)
                     if gradient is not None:
                         found[key] += gradient
                     layer.weight.grad = None
-        return {key: summed(slope) / self.rows for key, slope in found.items()}
+        rows = self.rows_of(batches)
+        return {key: summed(slope) / rows for key, slope in found.items()}
+
+    def rows_of(self, batches: Sequence[int]) -> int:
+        """How many rows some batches have, those of other processes included."""
+        return int(summed_number(sum(self.counts[b] for b in batches)))
 
     def of_batch(self, b: int) -> Float[Tensor, ""]:
         """The divergence of batch `b` now, summed over its rows, to be differentiated."""
