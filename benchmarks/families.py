@@ -3,6 +3,7 @@
 SmolLM2-135M-Instruct, calibrated and evaluated as the larger table of `quality`. The family is pruned by the command
 that users have, without the steps of natural gradient; these are then taken from each of its folders, so that one
 pruning shows what they are worth. The 20 and 50 % models also answer zero-shot tasks where lm-eval is installed.
+Recipes without steps are pruned to the same sizes, to be compared with.
 """
 
 import tempfile
@@ -29,24 +30,29 @@ from .stages import Stages, plain_pass
 from .zero_shot import SPARSITIES, accuracies, installed
 
 RECIPES = ("best", "best-uniform")
+BESIDE = ("wanda-sp", "taylor-first", "taylor-second", "flap", "goa-budget", "aef", "hywia")
+"""Recipes that take no steps."""
 SIZES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def main() -> None:
-    """Both default recipes, each as one family; the folders stay where processes that measure together share one."""
+    """Every recipe as one family; the folders stay where processes that measure together share one."""
     if not needed(C4, WIKITEXT):
         return
     with tempfile.TemporaryDirectory() as scratch:
         dense, texts = dense_and_texts(Path(scratch))
         documents = written(Path(scratch) / "c4-to-calibrate.jsonl", c4_part(0, 90))
-        for name in RECIPES:
+        for name in (*RECIPES, *BESIDE):
             out = (shared_folder() or Path(scratch)) / f"family-{name}"
             measure("families", name, lambda n=name, o=out: _pruned(dense, o, n, documents))
             for size in SIZES:
                 measure("families", f"{name} {size}", lambda s=size, o=out: _evaluated(o / f"{s:g}", texts))
-                measure(
-                    "families", f"{name} {size} stepped", lambda n=name, s=size, o=out: _stepped(dense, o, n, s, texts)
-                )
+                if name in RECIPES:
+                    measure(
+                        "families",
+                        f"{name} {size} stepped",
+                        lambda n=name, s=size, o=out: _stepped(dense, o, n, s, texts),
+                    )
 
 
 def _pruned(dense: Path, out: Path, name: str, documents: Path) -> dict[str, Any]:
