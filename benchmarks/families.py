@@ -30,7 +30,7 @@ from .stages import Stages, plain_pass
 from .zero_shot import SPARSITIES, accuracies, installed
 
 RECIPES = ("best", "best-uniform")
-BESIDE = ("wanda-sp", "taylor-first", "taylor-second", "flap", "goa-budget", "aef", "hywia")
+OTHERS = ("wanda-sp", "taylor-first", "taylor-second", "flap", "goa-budget", "aef", "hywia")
 """Recipes that take no steps."""
 SIZES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         dense, texts = dense_and_texts(Path(scratch))
         documents = written(Path(scratch) / "c4-to-calibrate.jsonl", c4_part(0, 90))
-        for name in (*RECIPES, *BESIDE):
+        for name in (*RECIPES, *OTHERS):
             out = (shared_folder() or Path(scratch)) / f"family-{name}"
             measure("families", name, lambda n=name, o=out: _pruned(dense, o, n, documents))
             for size in SIZES:

@@ -7,8 +7,8 @@ from typing import Any
 
 from prunelm.quantizing import at_equal_bytes
 
+from .families import OTHERS, SIZES
 from .families import RECIPES as FAMILIES
-from .families import SIZES
 from .faults import KILL
 from .fuzz import FIXED
 from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
@@ -187,7 +187,30 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         for text in dense:
             for size in SIZES:
                 lines += _member(entries, alone, name, text, size)
-    return [*lines, "", *(line for name in FAMILIES if name in entries for line in _cost_of(name, entries))]
+    lines.append("")
+    for name in FAMILIES:
+        if name in entries:
+            lines += _cost_of(name, entries)
+    return [*lines, *_other_families(entries, dense)]
+
+
+def _other_families(entries: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
+    """e of recipes without steps, as families too."""
+    known = [name for name in OTHERS if f"{name} {SIZES[0]}" in entries]
+    if not known:
+        return []
+    lines = [
+        "Other recipes, each as one family from the same text; e:",
+        "",
+        _row(["recipe, text", *(f"{size:.0%}" for size in SIZES)]),
+        _row(["---"] * (1 + len(SIZES))),
+    ]
+    for name in known:
+        for text in dense:
+            found = [entries.get(f"{name} {size}") for size in SIZES]
+            said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
+            lines.append(_row([f"{name}, {text}", *said]))
+    return [*lines, ""]
 
 
 def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
@@ -661,14 +684,16 @@ def _processes(entries: Mapping[str, Any]) -> list[str]:
         "",
         "`python -m benchmarks processes`: two gloo processes with one thread each against one with one thread, taking "
         "turns; seconds of the pruning alone, medians of three. In computing time: of one process to that of the "
-        "busier of two, whatever else the machine did.",
+        "busier of two, whatever else the machine did. Two apart: how much more two processes get done at once that "
+        "share no work, one prune each; what the two cores allow.",
         "",
-        _row(["", "calibration tokens", "one process, s", "two processes, s", "speedup", "in computing time"]),
-        _row(["---"] * 6),
+        _row(["", "calibration tokens", "one process, s", "two, s", "speedup", "in computing time", "two apart"]),
+        _row(["---"] * 7),
     ]
     for name, found in entries.items():
         one, two = (f"{sorted(found[count])[len(found[count]) // 2]:.1f}" for count in ("one", "two"))
-        ratios = (f"{found[kind]:.2f} x" for kind in ("speedup", "speedup in computing time"))
+        kinds = ("speedup", "speedup in computing time", "two apart")
+        ratios = (f"{found[kind]:.2f} x" if kind in found else "not run" for kind in kinds)
         lines.append(_row([f"{name} (`{found['recipe']}`)", f"{found['tokens']:,}", one, two, *ratios]))
     return [*lines, ""]
 
