@@ -14,6 +14,7 @@ SOURCE = Path(prunelm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors", "exported", "progress", "tasks", "overlap", "intervals", "noising", "doubts", "knee", "heap"},
+    {"shortage"},
     {"registry", "policy", "locking", "gguf_header", "forms", "distributed", "differing"},
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "results"},

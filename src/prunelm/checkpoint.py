@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from .errors import CheckpointError
 from .hidden import built_config, built_width
 from .loading import FORMAT, PLAN_FILE, TOKENIZER_FILES, Source, read_json, widths
 from .per_block import carries_code, modeling_file, stored_names
+from .placement import CPU, memory_words
 from .pressing import Pressing
 from .pruning import Report
 from .results import versions
@@ -266,12 +268,21 @@ def prove_folder(model: PreTrainedModel, folder: Path, pressing: Pressing | None
         save_file({"ids": ids, "logits": expected.contiguous()}, target)
         run = verified(str(folder), str(target), *(["streamed"] if pressing else []), modules=scratch)
     if run.returncode != 0:
-        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(f"the written folder did not prove itself in a fresh process: {last[:300]}")
+        raise CheckpointError(f"the written folder did not prove itself in a fresh process: {_end_of(run)}")
     gap = float(run.stdout.strip().splitlines()[-1])
     if not gap <= TOLERANCE:
         raise CheckpointError(f"the written folder gives other logits (difference {gap:.2e}); nothing was kept")
     return gap
+
+
+def _end_of(run: subprocess.CompletedProcess[str]) -> str:
+    """Why a process ended: the signal that ended it, or its last words."""
+    if run.returncode < 0:
+        number = -run.returncode
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        why = f", as the system does where memory runs out ({memory_words(CPU)})" if name == "SIGKILL" else ""
+        return f"{name} ended it{why}"
+    return (run.stderr.strip().splitlines() or ["no message"])[-1][:300]
 
 
 def verified(*words: str, modules: str) -> subprocess.CompletedProcess[str]:

@@ -64,8 +64,9 @@ def _called() -> None:
     """The command; memory that ran out is an answer too."""
     try:
         app(prog_name="prunelm")
-    except (MemoryError, RuntimeError) as error:
-        from .memory import memory_error, ran_out
+    except (MemoryError, OSError, RuntimeError) as error:
+        from .memory import memory_error
+        from .shortage import ran_out
 
         if not ran_out(error):
             raise

@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from .errors import DeviceError, ProcessError, PruneLMError
+from .shortage import ran_out
 
 T = TypeVar("T")
 PATIENCE = "PRUNELM_PROCESS_TIMEOUT"
@@ -58,6 +59,8 @@ def together() -> Iterator[None]:
     """
     seconds = timedelta(seconds=_patience())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # Else NCCL's watchdog ends the process, without a word of ours, where another does not answer in time.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     with _answered():
         try:
             store, number, count = next(iter(rendezvous("env://", timeout=seconds)))
@@ -215,12 +218,14 @@ def wait_for_all() -> None:
 
 @contextlib.contextmanager
 def _answered() -> Iterator[None]:
-    """What the network says of a lost process becomes one line."""
+    """What the network says of a lost process becomes one line; memory that ran out here is no lost process."""
     try:
         yield
     except PruneLMError:
         raise
     except RuntimeError as error:
+        if ran_out(error):
+            raise
         told = ""
         with contextlib.suppress(RuntimeError):
             for store in _STORES:

@@ -1,15 +1,13 @@
 """Run as `python -m prunelm.footprint MODEL DTYPE DEVICE`: the peak memory of loading a model and using it."""
 
 import json
-import resource
 import sys
 
 import torch
 
 from .loading import find_model, load_model
+from .memory import resident_peak
 from .speed import decode_seconds, prefill_seconds
-
-UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def footprint(model: str, dtype: str, device: str = "cpu", *, trust_remote_code: bool = False) -> dict[str, int]:
@@ -32,7 +30,7 @@ def footprint(model: str, dtype: str, device: str = "cpu", *, trust_remote_code:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+    return resident_peak() or 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A run that answers to too little memory: smaller batches, once, and then a line with the numbers."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -7,31 +9,39 @@ import torch
 
 from .data import BATCH_TOKENS
 from .distributed import rank, size
-from .errors import DeviceError, PruneLMError
-from .placement import memory_words
+from .errors import DeviceError
+from .placement import CPU, memory_words
 from .progress import Progress
+from .shortage import ran_out
 
 GPU_BATCH_TOKENS = 4 * BATCH_TOKENS
 """A GPU is busy only with more tokens at once."""
-_SAID = ("out of memory", "can't allocate memory", "not enough memory")
-"""What libraries say when memory runs out: those of GPUs, and that of the CPU."""
+_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes that the system counts memory in."""
 Found = TypeVar("Found")
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, that of a GPU or of the machine."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and not isinstance(error, PruneLMError) and any(s in said for s in _SAID)
 
 
 def memory_error(error: BaseException) -> DeviceError:
     """The line about memory that ran out where nothing smaller could be tried, with the notes of the error."""
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    line = DeviceError(f"memory ran out ({first[:200].rstrip('.')}). Use a smaller --length, or another --device.")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else CPU
+    peak = resident_peak()
+    taken = "" if peak is None else f"this process has had up to {peak:,} bytes of main memory, and "
+    line = DeviceError(
+        f"memory ran out ({first[:200].rstrip('.')}); {taken}on {device} {memory_words(device)}. Use a smaller --length, "
+        "or another --device."
+    )
     line.__notes__ = list(getattr(error, "__notes__", ()))
     return line
+
+
+def resident_peak() -> int | None:
+    """The most bytes of the machine's memory that this process has had; None where the system does not say."""
+    if os.name != "posix":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
 
 
 def batch_tokens_on(device: torch.device) -> int:
@@ -66,7 +76,7 @@ def within_memory(
     usual = batch_tokens_on(device)
     try:
         return run(usual), []
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not ran_out(error):
             raise
         if size() > 1:
@@ -80,7 +90,7 @@ def within_memory(
     _hand_back(device)
     try:
         return run(length), notes
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not ran_out(error):
             raise
         raise DeviceError(

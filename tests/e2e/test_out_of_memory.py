@@ -1,6 +1,8 @@
 """Memory that runs out is answered with smaller batches where there are any, and else with one line."""
 
 import json
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from prunelm import checkpoint
+from prunelm.errors import CheckpointError
+from prunelm.testing import tiny_model
+
+PROVE = checkpoint.prove_folder
 SMALL = ("--samples", "8", "--length", "32")
 
 
@@ -68,7 +75,31 @@ def test_where_nothing_is_smaller_it_is_one_line(
     runs_out("prunelm.evaluation.score_windows", 9)
     ran = cli("evaluate", tiny_folder("llama"), "--text", text_file, "--length", "32")
     assert ran.code == 1
-    line = (
-        "memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB). Use a smaller --length, or another --device."
+    line = re.compile(
+        r"error: memory ran out \(CUDA out of memory\. Tried to allocate 2\.00 GiB\); this process has had up to "
+        r"[\d,]+ bytes of main memory, and on \S+ [\d,]+ of [\d,]+ bytes are free\. Use a smaller --length, or another "
+        r"--device\."
     )
-    assert ran.err.endswith(f"error: {line}\n")
+    assert line.fullmatch(ran.err.splitlines()[-1]), ran
+
+
+@pytest.mark.parametrize(
+    ("ended", "says"),
+    [
+        (
+            "kill -KILL $$",
+            r"SIGKILL ended it, as the system does where memory runs out \([\d,]+ of [\d,]+ bytes are free\)",
+        ),
+        ("kill -SEGV $$", r"SIGSEGV ended it"),
+        ("exit 1", r"no message"),
+        ("echo Error: once >&2; echo Error: why >&2; exit 1", r"Error: why"),
+    ],
+)
+def test_a_proof_that_ended_says_what_ended_it(
+    ended: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        checkpoint, "verified", lambda *_, **__: subprocess.run(["sh", "-c", ended], capture_output=True, text=True)
+    )
+    with pytest.raises(CheckpointError, match=rf"did not prove itself in a fresh process: {says}$"):
+        PROVE(tiny_model("llama"), tmp_path)

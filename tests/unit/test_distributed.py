@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed as dist
 
 import prunelm
 from prunelm.data import Batches
@@ -268,3 +269,36 @@ def test_a_lost_process_is_noticed(how: str, tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "noticed").exists()
     assert codes[0] == 0
     assert codes[1] == (-9 if how == "killed" else codes[1])
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_nccl_answers_in_time_unless_the_user_says_otherwise(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, seen = "TORCH_NCCL_BLOCKING_WAIT", []
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("prunelm.distributed.rendezvous", lambda *_, **__: iter([(object(), 0, 1)]))
+    monkeypatch.setattr("prunelm.distributed.PrefixStore", lambda *_: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: seen.append(os.environ.get(name)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with together():
+        assert seen == [own or "1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("NCCL error: Cuda failure 'out of memory'"), "^NCCL error"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "^CUDA out of memory"),
+        (RuntimeError("Connection closed by peer"), "another process of this run was lost"),
+        (RuntimeError("Watchdog caught collective operation timeout: it timed out"), "did not answer in time"),
+    ],
+)
+def test_memory_that_ran_out_is_no_lost_process(error: Exception, raised: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("prunelm.distributed.size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", fails)
+    with pytest.raises(RuntimeError, match=raised):
+        summed(torch.zeros(1))
