@@ -24,12 +24,13 @@ Found = TypeVar("Found")
 def memory_error(error: BaseException) -> DeviceError:
     """The line about memory that ran out where nothing smaller could be tried, with the notes of the error."""
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else CPU
+    computes = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
+    device = torch.device("cuda", torch.cuda.current_device()) if computes else CPU
     peak = resident_peak()
     taken = "" if peak is None else f"this process has had up to {peak:,} bytes of main memory, and "
     line = DeviceError(
-        f"memory ran out ({first[:200].rstrip('.')}); {taken}on {device} {memory_words(device)}. Use a smaller --length, "
-        "or another --device."
+        f"memory ran out ({first[:200].rstrip('.')}); {taken}on {device} {memory_words(device)}. Use a smaller "
+        "--length, or another --device."
     )
     line.__notes__ = list(getattr(error, "__notes__", ()))
     return line
