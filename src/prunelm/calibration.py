@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .allocation import Outlook
 from .errors import CalibrationError, CheckpointError
 from .forms import check_form, damage_answered
-from .loading import Source, read_json, sha256_of, weight_files
+from .loading import TOKENIZER_FILES, Source, read_json, sha256_of, weight_files
 from .recipe import Recipe
 from .search import Found
 from .survey import Survey
@@ -91,6 +91,15 @@ def fingerprint(source: Source) -> dict[str, Any]:
     if source.gguf is None:
         family, files = str(source.config()["model_type"]), [*files, source.folder / "config.json"]
     return {"family": family, "weights": {file.name: sha256_of(file) for file in files}}
+
+
+def tokenizer_fingerprint(source: Source) -> dict[str, str]:
+    """The sha256 of every file that turns text into tokens; none of a GGUF file, which is one with its weights.
+
+    A saved calibration does without: what it has seen of the weights stands, whatever tokens mean in other texts.
+    """
+    files = [] if source.gguf is not None else [source.folder / name for name in TOKENIZER_FILES]
+    return {file.name: sha256_of(file) for file in files if file.is_file()}
 
 
 def save_calibration(

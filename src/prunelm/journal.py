@@ -12,7 +12,7 @@ from typing import Any
 from .differing import differences, digest_of, in_words
 from .distributed import agreed_data, is_writer
 from .errors import CalibrationError, OutputError, comes_again
-from .writing import explained, write_whole
+from .writing import NOTHING_LEFT, beside, explained, write_whole
 
 FORMAT = 2
 MINUTE = 60.0
@@ -25,7 +25,7 @@ class Journal:
     is on the disk before the work goes on, and carries a checksum of all lines so far, so that one that was altered,
     lost or moved is noticed. A last line that was cut short by the interrupt is dropped. With `after`, nothing is
     written in so many seconds: shorter work leaves no file. Where it is `optional`, work goes on without it when it
-    cannot be written any more.
+    cannot be written any more. `kept` says whether the disk has an entry.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Journal:
         self.path, self._optional = path if is_writer() else None, optional
         self._waits, self._begun, self._held = after, time.monotonic(), ""
         self._known: list[dict[str, Any]] = []
-        self.read = 0
+        self.read, self.kept = 0, False
         self._sum = ""
         if self.path is None or path is None:
             return
@@ -48,6 +48,7 @@ class Journal:
         if found:
             _same(path, found[0], head)
             self._known = found[1:]
+            self.kept = bool(self._known)
         lines = []
         for entry in (head, *self._known):
             line, self._sum = _sealed(entry, self._sum)
@@ -88,7 +89,48 @@ class Journal:
             if not self._optional:
                 raise
             self.path = None
+        else:
+            self.kept = True
         self._held = ""
+
+
+@contextlib.contextmanager
+def journal_beside(out: Path | None, name: str, facts: Mapping[str, Any], *, command: str) -> Iterator[Journal]:
+    """The journal of one part of the work on a file, beside it; without a file nothing is kept.
+
+    It goes when the body ends well, by which time the file must have the part, and with an error that would come again.
+    Any other error says that `command` goes on.
+
+    Raises:
+        CalibrationError: the part was begun with other inputs; says what differs.
+    """
+    if out is None:
+        yield Journal()
+        return
+    path = place_beside(out, name)
+    if path.is_file() and not read_journal(path)[1:]:
+        path.unlink()  # Nothing is lost, whatever it was to be of.
+    journal = Journal(path, facts)
+    try:
+        yield journal
+    except BaseException as error:
+        if comes_again(error) or not journal.kept:
+            path.unlink(missing_ok=True)
+        else:
+            add_way_on(error, command)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def place_beside(out: Path, name: str) -> Path:
+    """Where the journal of one part of the work on a file lies: in one place, whatever the work is made of."""
+    return beside(out, f"{name}.journal")
+
+
+def add_way_on(error: BaseException, command: str) -> None:
+    """Say that a command goes on where it stopped; what else the error said was left is no longer true."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note != NOTHING_LEFT]
+    error.__notes__ = [*notes, f"What is done is kept; give its command (prunelm {command}) again"]
 
 
 @contextlib.contextmanager
@@ -170,5 +212,6 @@ def _same(path: Path, there: Mapping[str, Any], head: Mapping[str, Any]) -> None
     differ = differences(there, head)
     if differ:
         raise CalibrationError(
-            f"{path}: the journal of another search: {in_words(differ)}. Name another file, or remove it."
+            f"{path}: the journal of other work: {in_words(differ)}. Put that back, name another file, or remove "
+            "this one to begin anew."
         )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration import fingerprint
+from .calibration import fingerprint, tokenizer_fingerprint
 from .data import JOIN, prefix_ids, read_documents
-from .differing import digest_of
+from .differing import differences, digest_of, in_words
 from .errors import DataError, EvaluationError
 from .evaluation import text_windows, window_bytes
 from .journal import Journal
@@ -68,6 +68,7 @@ def transfer(
     source = find_model(model, **access)
     target = Path(out) if out is not None else None
     named = {"name": Path(source.name).resolve().name, **fingerprint(source)}
+    named["tokenizer"] = tokenizer_fingerprint(source)
     head = {"format": FORMAT, "kind": KIND, "model": named, "recipe": recipe.to_dict()}
     head |= {"length": length, "max_tokens": max_tokens, "versions": versions()}
     found = _opened(target, head)
@@ -195,16 +196,14 @@ def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
     """What the file has so far.
 
     Raises:
-        EvaluationError: it is of another model, recipe or length.
+        EvaluationError: it is of another model, tokenizer, recipe or length; says what differs.
     """
     if target is None or not target.exists():
         if target is not None:
             check_target(target)
         return {**head, "cells": []}
     there = read_json(target)
-    differ = sorted(name for name, value in json.loads(json.dumps(head)).items() if there.get(name) != value)
+    differ = differences({name: there.get(name) for name in head}, json.loads(json.dumps(head)))
     if differ:
-        raise EvaluationError(
-            f"{target}: of another run ({', '.join(differ)} differ). Name another file, or remove it."
-        )
+        raise EvaluationError(f"{target}: of another run: {in_words(differ)}. Name another file, or remove it.")
     return there

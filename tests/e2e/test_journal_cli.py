@@ -52,7 +52,7 @@ def test_a_journal_serves_its_own_search_only(cli, tiny_folder, text_file, tmp_p
     assert cli(*command, "--recipe", "best").code == 0
     ran = cli(*command, "--recipe", "best", "--seed", "7", "--force")
     assert ran.code == 1
-    assert "the journal of another search: " in ran.err
+    assert "the journal of other work: " in ran.err
     ran = cli(*command[:-1], tmp_path / "no" / "such" / "folder", "--recipe", "best", "--force")
     assert ran.code == 1
     assert "does not exist. Make it first." in ran.err

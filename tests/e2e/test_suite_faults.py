@@ -46,24 +46,109 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_numbers(
     out, whole = tmp_path / "evaluation.json", tmp_path / "whole.json"
     heard = tmp_path_factory.mktemp("heard")
     running = forked.start(heard, "-m", "prunelm", *map(str, words), "--out", str(out))
-    journal: list[Path] = []
+    journal = tmp_path / ".evaluation.json.quality.journal"
     deadline = time.monotonic() + 120
-    while not (journal and journal[0].read_text().count("\n") > 20):
+    while not (journal.is_file() and journal.read_text().count("\n") > 20):
         assert running.code is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-        journal = list(tmp_path.glob(".evaluation.json.quality-*.journal"))
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert not out.exists()
-    kept = journal[0].read_text().count("\n")
+    kept = journal.read_text().count("\n")
     assert cli(*words, "--out", out).code == 0
     assert cli(*words, "--out", whole).code == 0
     ours, theirs = (json.loads(path.read_text())["parts"]["quality"] for path in (out, whole))
     assert ours["results"] == theirs["results"]
     assert kept > 20
     assert len(ours["results"]["windows"]) > kept
-    assert not list(tmp_path.glob(".evaluation.json*journal"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def interrupted(
+    cli: Callable[..., Any], words: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, after: int = 3
+) -> Any:
+    """A command that Ctrl-C ends after so many windows."""
+    from prunelm.cli import _Interrupted
+    from prunelm.suite import quality
+
+    scored, seen = quality.score_windows, list[int]()
+
+    def counted(*args: Any) -> Any:
+        seen.append(1)
+        if len(seen) > after:
+            raise _Interrupted(signal.SIGINT)
+        return scored(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quality, "score_windows", counted)
+        return cli(*words)
+
+
+def test_interrupted_it_says_how_to_go_on(
+    cli: Callable[..., Any], places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "evaluation.json", tmp_path / "whole.json"
+    words = ("evaluate", places["OUT"], "--text", places["text.txt"], *SIZE, "--out")
+    ran = interrupted(cli, (*words, out), monkeypatch)
+    assert ran.code == 128 + signal.SIGINT
+    assert ran.err == "error: interrupted; What is done is kept; give its command (prunelm evaluate) again\n"
+    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.json.quality.journal"]
+    assert cli(*words, out).code == cli(*words, whole).code == 0
+    found = [json.loads(path.read_text())["parts"]["quality"]["results"] for path in (out, whole)]
+    assert found[0] == found[1]
+    ran = interrupted(cli, (*words, tmp_path / "other.json"), monkeypatch, after=0)
+    assert ran.err == "error: interrupted; nothing was left half-written\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "whole.json"]
+
+
+@pytest.mark.parametrize("what", ["text", "tokenizer", "length"])
+def test_what_was_begun_with_other_inputs_is_refused_and_says_what_differs(
+    cli: Callable[..., Any], places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    model, text, out = tmp_path / "MODEL", tmp_path / "text.txt", tmp_path / "E.json"
+    shutil.copytree(places["DENSE"], model)
+    shutil.copy(places["text.txt"], text)
+    words = ["evaluate", model, "--text", text, "--max-tokens", "256", "--out", out, "--length", "32"]
+    interrupted(cli, tuple(words), monkeypatch)
+    if what == "text":
+        text.write_text(pseudo_english(16_000, seed=5))
+    elif what == "tokenizer":
+        exchange_tokens(model)
+    else:
+        words[-1] = "64"
+    name = {"text": "text.sha256", "tokenizer": "model.tokenizer", "length": "settings.length"}[what]
+    journal = tmp_path / ".E.json.quality.journal"
+    line = error_of(cli(*words))
+    assert line.startswith(f"error: {journal}: the journal of other work: {name} was ")
+    assert line.endswith(" Put that back, name another file, or remove this one to begin anew.")
+    journal.unlink()
+    assert cli(*words).code == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_evaluation_of_another_tokenizer_is_refused(
+    cli: Callable[..., Any], places: dict[str, Path], tmp_path: Path
+) -> None:
+    model, out = tmp_path / "MODEL", tmp_path / "E.json"
+    shutil.copytree(places["DENSE"], model)
+    words = ("evaluate", model, "--text", places["text.txt"], *SIZE, "--out", out)
+    assert cli(*words).code == 0
+    exchange_tokens(model)
+    line = error_of(cli(*words))
+    assert f"{out} is an evaluation with another tokenizer: that of MODEL was " in line
+    found = json.loads(out.read_text())
+    found["model"].pop("tokenizer")
+    out.write_text(json.dumps(found))
+    assert "that of MODEL was not noted, and is now " in error_of(cli(*words))
+
+
+def exchange_tokens(folder: Path) -> None:
+    """Let a tokenizer call the two letters by each other's number."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("parts", ["quality", "positions", "noise"])
@@ -98,10 +183,7 @@ def test_a_dense_parent_that_is_gone(cli: Callable[..., Any], places: dict[str, 
 def test_tokenizers_that_differ(cli: Callable[..., Any], places: dict[str, Path], tmp_path: Path, command: str) -> None:
     other = tmp_path / "OTHER"
     shutil.copytree(places["DENSE"], other)
-    data = json.loads((other / "tokenizer.json").read_text())
-    vocab = data["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    (other / "tokenizer.json").write_text(json.dumps(data))
+    exchange_tokens(other)
     text = ("--text", places["text.txt"], *SIZE)
     words = {
         "evaluate": ("evaluate", places["OUT"], *text, "--against", other),
@@ -119,9 +201,11 @@ def test_losses_that_are_not_finite_name_window_and_block(
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     shutil.copytree(places["DENSE"], tmp_path / "BAD")
     model.save_pretrained(tmp_path / "BAD")
-    for against in ((), ("--against", places["DENSE"], "--parts", "quality")):
+    out = ("--out", tmp_path / "E.json")
+    for against in ((), out, ("--against", places["DENSE"], "--parts", "quality", *out)):
         line = error_of(cli("evaluate", tmp_path / "BAD", "--text", places["text.txt"], *SIZE, *against))
         assert "8 of 8 windows gave a non-finite loss, first window 0, where block 1 gave the first value" in line
+        assert [path.name for path in tmp_path.iterdir()] == ["BAD"]
 
 
 def test_a_report_without_evaluation_files_says_what_is_missing(

@@ -1,6 +1,7 @@
 """Calibrated on one text, tested on another: every cell is what pruning and evaluating by hand give."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,14 @@ def test_every_cell_is_that_of_prune_and_evaluate(
     assert json.loads(out.read_text()) == found
     other = cli(*command[:-1], out, "--seed", "3")
     assert other.code == 1
-    assert "of another run (recipe differ)" in other.err
+    assert f"error: {out}: of another run: recipe.seed was 0 and is 3. Name another file, or remove it." in other.err
+    # So is one of another tokenizer.
+    shutil.copytree(model, tmp_path / "llama")
+    settings = tmp_path / "llama" / "tokenizer_config.json"
+    settings.write_text(settings.read_text() + "\n")
+    ran = cli("transfer", tmp_path / "llama", *command[2:])
+    assert ran.code == 1
+    assert f"{out}: of another run: model.tokenizer.tokenizer_config.json was " in ran.err
 
 
 def test_texts_that_cannot_be_told_apart(cli: Callable[..., Any], tiny_folder: Any, texts: list[Path]) -> None:

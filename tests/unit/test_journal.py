@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from prunelm.errors import CalibrationError, DataError, DeviceError, OutputError, PruneLMError
-from prunelm.journal import Journal, own_journal
+from prunelm.errors import CalibrationError, DataError, DeviceError, EvaluationError, OutputError, PruneLMError
+from prunelm.journal import Journal, journal_beside, own_journal, place_beside
 
 
 def _never():
@@ -37,7 +37,7 @@ def test_a_line_cut_by_an_interrupt_is_dropped(tmp_path):
 def test_another_search_and_damage_are_named(tmp_path):
     path = tmp_path / "search.jsonl"
     Journal(path, {"seed": 1, "model": "a"})
-    with pytest.raises(CalibrationError, match=r'search: seed was 1 and is 2, model was "a" and is "b"\.'):
+    with pytest.raises(CalibrationError, match=r'other work: seed was 1 and is 2, model was "a" and is "b"\.'):
         Journal(path, {"seed": 2, "model": "b"})
     path.write_text('{"format": 1}\nnot json\n{"n": 1}\n')
     with pytest.raises(CalibrationError, match="line 1 is damaged"):
@@ -115,3 +115,39 @@ def test_a_journal_of_its_own_goes_when_the_work_is_done(tmp_path, monkeypatch):
     with own_journal({"seed": 1}) as journal:
         assert journal.entry(lambda: {"n": 1}) == {"n": 1}
     assert list((tmp_path / "prunelm").iterdir()) == []
+
+
+def test_the_journal_of_a_part_has_one_place_and_one_way_on(tmp_path):
+    out = tmp_path / "found.json"
+    path = place_beside(out, "quality")
+
+    def work(error, entries):
+        with journal_beside(out, "quality", {"seed": 1}, command="evaluate") as journal:
+            for n in range(entries):
+                journal.entry(lambda n=n: {"n": n})
+            raise error
+
+    def begun(error, entries=1):
+        with pytest.raises(type(error)) as told:
+            work(error, entries)
+        return getattr(told.value, "__notes__", [])
+
+    full = OutputError("full")
+    full.add_note("Nothing was left behind.")
+    for error in (KeyboardInterrupt(), full, OSError(5, "Input/output error")):
+        assert begun(error) == ["What is done is kept; give its command (prunelm evaluate) again"]
+        assert [path.name for path in tmp_path.iterdir()] == [".found.json.quality.journal"]
+    with (
+        pytest.raises(CalibrationError, match=r"seed was 1 and is 2. Put that back, name another file, or remove"),
+        journal_beside(out, "quality", {"seed": 2}, command="evaluate"),
+    ):
+        _never()
+    assert path.is_file()
+    assert begun(EvaluationError("not finite")) == []
+    assert not path.exists()
+    assert begun(KeyboardInterrupt(), entries=0) == []
+    assert not path.exists()
+    Journal(path, {"seed": 1})  # Killed before its first entry, it is of no work.
+    with journal_beside(out, "quality", {"seed": 2}, command="evaluate") as journal:
+        journal.entry(lambda: {"n": 0})
+    assert not path.exists()

@@ -591,7 +591,7 @@ def test_an_interrupted_part_goes_on_with_the_same_numbers(
     assert total > 2
     with pytest.raises(Stopped):
         run(pair, text, name, out=out, progress=stops_after(2), **options)
-    (journal,) = tmp_path.glob(f".evaluation.json.{name}-*.journal")
+    journal = tmp_path / f".evaluation.json.{name}.journal"
     assert len(journal.read_text().splitlines()) == 3  # what the journal is of, and two entries
     seen.clear()
     found = run(pair, text, name, out=out, **options)["parts"][name]["results"]
@@ -618,6 +618,35 @@ def test_a_file_of_other_models_is_refused(pair: tuple[Path, Path], text: Path, 
     run(pair, text, "quality", out=out)
     with pytest.raises(EvaluationError, match=r"of other models: the model was llama, and is now llama-seed"):
         run(pair[::-1], text, "quality", out=out)
+
+
+def test_a_journal_that_a_kill_left_beside_its_numbers_goes(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunelm.suite import measuring
+
+    out, journal = tmp_path / "evaluation.json", tmp_path / ".evaluation.json.quality.journal"
+    write = measuring.write_results
+
+    def killed(*args: Any) -> None:
+        write(*args)
+        raise Stopped
+
+    monkeypatch.setattr(measuring, "write_results", killed)
+    with pytest.raises(Stopped):
+        run(pair, text, "quality", out=out)
+    monkeypatch.undo()
+    written = out.read_bytes()
+    assert journal.is_file()
+    with pytest.raises(Stopped):
+        run(pair, text, "generation", out=out, progress=stops_after(2))
+    run(pair, text, "quality", out=out)
+    assert out.read_bytes() == written
+    assert [path.name for path in tmp_path.glob(".*")] == [".evaluation.json.generation.journal"]
+    with pytest.raises(Stopped):
+        run(pair, text, "quality", out=out, max_tokens=3 * LENGTH, progress=stops_after(2))
+    run(pair, text, "quality", out=out)
+    assert journal.is_file()  # It is of other settings than those that are finished.
     with pytest.raises(EvaluationError, match=r"the dense model \(--against\) was llama-seed=1, and is now none"):
         measure(pair[0], text, out=out)
     out.write_text('{"format": 2}')

@@ -1,7 +1,7 @@
 """Run the parts of a suite, and keep what they found in a file that an interrupted run goes on with."""
 
+import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from ..calibration import fingerprint
+from ..calibration import fingerprint, tokenizer_fingerprint
 from ..card import LICENSE, PIPELINE, metadata, model_card
 from ..data import JOIN, read_documents
 from ..differing import digest_of
-from ..errors import DataError, EvaluationError
+from ..errors import CalibrationError, DataError, EvaluationError
 from ..forms import check_form, damage_answered
-from ..journal import Journal
+from ..journal import Journal, journal_beside, place_beside
 from ..loading import Source, bytes_on_disk, find_dense, find_model, read_json
 from ..placement import device_words
 from ..progress import Progress, silent
@@ -31,7 +31,9 @@ FORMAT = 1
 FILE = "evaluation.json"
 FIRST = "quality"
 """The part that no evaluation can do without."""
-_MODEL = {"name": str, "weights": str, "parameters?": int, "bytes?": int}
+_KNOWN_BY = {"model": ("weights", "tokenizer"), "against": ("weights",)}
+"""What tells the models of one evaluation from those of another; both read what the model's tokenizer makes."""
+_MODEL = {"name": str, "weights": str, "tokenizer?": str, "parameters?": int, "bytes?": int}
 _FORM = {
     "model": _MODEL,
     "against?": (None, _MODEL),
@@ -92,18 +94,20 @@ def measure(
         known = found["parts"].get(name)
         due = rest(part, known, asked, setting)
         if due is None:
+            _clear(target, name, _inputs(name, asked, head, source))
             continue
         new = _asked(part, due, source, Path(text), _sha256(words), others)
-        try:
-            fresh = _run(name, part, subject, due, new, target, head, progress)
-            found["parts"][name] = joined(part, known, fresh, asked)
-        except DataError as error:
-            if list(parts) != ["all"] or name == FIRST:
-                raise
-            found.setdefault("left_out", {})[name] = str(error)
-        found["versions"] = versions()
-        if target is not None:
-            write_results(target, found)
+        with journal_beside(target, name, _inputs(name, new, head, source), command="evaluate") as journal:
+            try:
+                fresh = _run(part, subject, due, new, journal, progress)
+                found["parts"][name] = joined(part, known, fresh, asked)
+            except DataError as error:
+                if list(parts) != ["all"] or name == FIRST:
+                    raise
+                found.setdefault("left_out", {})[name] = str(error)
+            found["versions"] = versions()
+            if target is not None:
+                write_results(target, found)
     if target is not None and target.resolve().parent == source.folder.resolve():
         with damage_answered(target):
             _renew_card(source, before, found, task_of(subject.model))
@@ -135,29 +139,32 @@ def _renew_card(source: Source, before: Mapping[str, Any], found: Mapping[str, A
         write_whole(path, model_card(plan, measured(found, task, plan), head=head))
 
 
+def _inputs(name: str, asked: Mapping[str, Any], head: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """What the journal of a part is of."""
+    known_by = {who: {key: head[who][key] for key in keys if head[who]} for who, keys in _KNOWN_BY.items()}
+    machine = {"versions": versions(), "threads": torch.get_num_threads(), "device": source.where}
+    return {**machine, "part": name, **asked, **known_by}
+
+
+def _clear(target: Path | None, name: str, inputs: Mapping[str, Any]) -> None:
+    """Remove the journal of a part that was killed once its numbers stood; one of other settings stays."""
+    if target is None or not place_beside(target, name).is_file():
+        return
+    with contextlib.suppress(CalibrationError), journal_beside(target, name, inputs, command="evaluate"):
+        pass
+
+
 def _run(
-    name: str,
     part: Part,
     subject: Subject,
     setting: Setting,
     asked: Mapping[str, Any],
-    target: Path | None,
-    head: Mapping[str, Any],
+    journal: Journal,
     progress: Progress,
 ) -> dict[str, Any]:
-    """One part, with a journal beside the target that goes when the part is finished."""
+    """One part, as the file has it."""
     start = time.perf_counter()
-    facts = {"part": name, **asked, **{who: head[who] and head[who]["weights"] for who in ("model", "against")}}
-    facts |= {"versions": versions(), "threads": torch.get_num_threads()}
-    path = target.with_name(f".{target.name}.{name}-{_sha256(json.dumps(facts))[:8]}.journal") if target else None
-    try:
-        result = part.measure(subject, setting, Journal(path, facts), progress)
-    except DataError:
-        if path is not None:
-            path.unlink(missing_ok=True)
-        raise
-    if path is not None:
-        path.unlink()
+    result = part.measure(subject, setting, journal, progress)
     found = {**asked, "results": result, "seconds": round(time.perf_counter() - start, 1)}
     if part.reads is not None:
         found["overlap"] = calibration_overlap(subject.source, part.reads(subject, setting))
@@ -170,6 +177,7 @@ def _head(source: Source, other: Source | None) -> dict[str, Any]:
         if one is not None:
             name = one.name if not Path(one.name).exists() else Path(one.name).resolve().name
             found[who] = {"name": name, "weights": weights_digest(one)}
+    found["model"]["tokenizer"] = digest_of(tokenizer_fingerprint(source))[:16]
     return found
 
 
@@ -186,7 +194,7 @@ def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
     """What the file has so far.
 
     Raises:
-        EvaluationError: it is of other models, of another format, or no evaluation.
+        EvaluationError: it is of other models or another tokenizer, of another format, or no evaluation.
     """
     if target is None or not target.exists():
         return {"parts": {}}
@@ -202,6 +210,12 @@ def _opened(target: Path | None, head: Mapping[str, Any]) -> dict[str, Any]:
                 f"{ours.get('name', 'none')} ({ours.get('weights', 'none')} after {theirs.get('weights', 'none')}). "
                 "Name another file, or remove it."
             )
+    was, now = (data["model"].get("tokenizer", "not noted") for data in (there, head))
+    if was != now:
+        raise EvaluationError(
+            f"{target} is an evaluation with another tokenizer: that of {head['model']['name']} was {was}, and is now "
+            f"{now}. Put the tokenizer back, name another file, or remove it."
+        )
     there.pop("left_out", None)
     return there
 
