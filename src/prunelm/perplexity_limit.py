@@ -1,5 +1,6 @@
 """The most that can go before perplexity on held-out text passes a limit: pruned and measured, by bisection."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ class Held:
 
     name: str
     text: str
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
 
     def windows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Int[Tensor, " length"]]:
         """Its first tokens, in windows that the model can read.

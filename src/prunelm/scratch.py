@@ -120,17 +120,22 @@ def rounded(size: int) -> int:
     return -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
 
-def check_room(folder: Path, size: int) -> int:
+def check_room(folder: Path, size: int, blocks: int = 0) -> int:
     """The free bytes of a folder's disk.
 
+    Args:
+        folder: of the scratch file.
+        size: of it, in bytes.
+        blocks: bytes of finished blocks that the same disk must hold too.
+
     Raises:
-        OutputError: they are fewer than `size`, or there is no such folder.
+        OutputError: they are fewer than these together, or there is no such folder.
     """
     if not folder.is_dir():
         raise OutputError(f"--scratch {folder}: no such folder. Make it first.")
-    need = f"hidden states need {size:,} bytes of scratch"
+    need = f"hidden states need {size:,} bytes of scratch{f', beside {blocks:,} of finished blocks,' if blocks else ''}"
     instead = "Name a folder on another disk with --scratch, say --scratch-dtype bfloat16, or use fewer --samples."
-    return _free(folder, size, need, instead)
+    return _free(folder, size + blocks, need, instead)
 
 
 def check_kept(folder: Path, size: int) -> None:

@@ -152,8 +152,8 @@ def streamed(
     pressing = Pressing(shelf, dtype, bench, ids)
     files: list[Scratch] = []
     folder = _folder(how.scratch, out, bench)
+    kept = _kept_bytes(shelf, recipe, compute_dtype, dtype) if bench.folder is not None else 0
     if bench.folder is not None and not bench.done:
-        kept = _kept_bytes(shelf, recipe, compute_dtype, dtype)
         tell(f"streaming: finished blocks take at most {kept:,} bytes in {bench.folder}")
         check_kept(bench.folder, kept)
 
@@ -168,7 +168,8 @@ def streamed(
         slots = layers * len(batches) + SPARE
         block = sum(p.numel() for p in shelf.blocks[0].parameters()) * compute_dtype.itemsize
         size = slots * rounded(slot)
-        free = check_room(folder if folder == bench.folder else folder.parent, size)
+        place = folder if folder == bench.folder else folder.parent
+        free = check_room(place, size, _still_to_keep(kept, place, bench))
         each = f" on each of {processes()} processes" if processes() > 1 else ""
         tell(
             f"streaming: one of {len(shelf.blocks)} blocks of {block:,} bytes in memory at a time{each}, {size:,} "
@@ -210,6 +211,13 @@ def _kept_bytes(shelf: Shelf, recipe: Recipe, compute_dtype: torch.dtype, dtype:
     sites = [site for site in find_sites(shelf.model, recipe.unit) if site.name in recipe.sites and stage != "none"]
     slots = [slot for site in sites for slot in ((*site.producers,) if stage == "refit" else ()) + (site.consumer,)]
     return written + sum(weight_of(slot.layer).numel() for slot in slots) * compute_dtype.itemsize
+
+
+def _still_to_keep(kept: int, place: Path, bench: Workbench) -> int:
+    """What finished blocks will yet take of the disk that a folder is on; nothing where they lie on another."""
+    if bench.folder is None or not place.is_dir() or place.stat().st_dev != bench.folder.stat().st_dev:
+        return 0
+    return max(0, kept - sum(file.stat().st_size for file in bench.folder.rglob("*.safetensors")))
 
 
 def streams_of(recipe: Recipe) -> int:

@@ -29,8 +29,8 @@ from .placement import deterministic
 from .results import versions
 from .writing import MADE, NOTHING_LEFT, WORK, beside, drop_work, explained, identity, write_whole
 
-FORMAT = 1
-HEAD, INPUTS = "task.json", "inputs.json"
+FORMAT = 2
+HEAD, INPUTS, SUM = "task.json", "inputs.json", "sum"
 _HEAD_FORM = {
     "command": str,
     "task": {"recipe": dict, "sparsities": [float]},
@@ -116,7 +116,7 @@ class Workbench:
             return
         now, path = json.loads(json.dumps(inputs)), self.folder / INPUTS
         if not path.is_file():
-            write_whole(path, json.dumps(now, indent=1))
+            _write(path, now)
             return
         differ = differences(_read(path), now)
         if differ:
@@ -140,8 +140,9 @@ class Workbench:
 def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: bool = False) -> Iterator[Workbench]:
     """The workbench of some work on `out`, with what an earlier run of the same work has finished.
 
-    It goes when the body ends well, and after an error that would come again. After an interrupt it stays where it has
-    cost more than a minute; then, and after a kill, `--resume` goes on with it.
+    It goes when the body ends well. It stays after an interrupt, or an error of disk, device or memory, where it has
+    cost more than a minute; and what an earlier run left stays whatever happens to this one: its error may be of inputs
+    that can be put back. Then, and after a kill, `--resume` goes on with it.
 
     Args:
         out: what is made.
@@ -167,11 +168,11 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         with deterministic(agreed_data(head["deterministic"])):
             yield bench
     except BaseException as error:
-        worth = before or isinstance(error, ProcessError) or time.monotonic() - start >= WORTH_KEEPING
-        if not comes_again(error) and worth and bench.done:
-            _add_way_on(error, command, out)
-        elif not isinstance(error, ResumeError):
+        worth = isinstance(error, ProcessError) or time.monotonic() - start >= WORTH_KEEPING
+        if not bench.done or not (before or (worth and not comes_again(error))):
             forget(out)
+        elif not isinstance(error, ResumeError):
+            _add_way_on(error, command, out)
         raise
     finally:
         torch.set_num_threads(threads)
@@ -217,7 +218,7 @@ def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, f
     assert bench.folder is not None
     path = bench.folder / HEAD
     asked = json.loads(json.dumps({"command": command, "task": task, **_made_with()}))
-    if path.is_file() and bench.done:
+    if path.is_file() and bench.done and not (force and _is_damaged(path)):
         there = _read(path)
         differ = differences({name: there.get(name) for name in asked}, asked)
         if not differ:
@@ -236,7 +237,7 @@ def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, f
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    write_whole(path, json.dumps(head, indent=1))
+    _write(path, head)
     return head
 
 
@@ -262,13 +263,36 @@ def _add_way_on(error: BaseException, command: str, out: Path) -> None:
     error.__notes__ = [*notes, f"What is done is kept; {_way_on(command, out)}"]
 
 
+def _is_damaged(path: Path) -> bool:
+    try:
+        _read(path)
+    except ResumeError:
+        return True
+    return False
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data with their checksum."""
+    write_whole(path, json.dumps({SUM: _sum_of(data), **data}, indent=1))
+
+
+def _sum_of(data: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(data, sort_keys=True).encode())
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """What `_write` has written.
+
+    Raises:
+        ResumeError: it is damaged; says how to begin anew.
+    """
+    anew = f"Say --force with the whole command, or remove {path.parent}, to begin anew."
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ResumeError(f"{path}: cannot be read ({error}). Remove {path.parent} to begin anew.") from error
-    if not isinstance(found, dict):
-        raise ResumeError(f"{path}: not the head of any work. Remove {path.parent} to begin anew.")
+        raise ResumeError(f"{path}: cannot be read ({error}). {anew}") from error
+    if not isinstance(found, dict) or found.pop(SUM, None) != _sum_of(found):
+        raise ResumeError(f"{path}: damaged, its checksum differs. {anew}")
     return found
 
 

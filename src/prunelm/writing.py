@@ -95,7 +95,7 @@ def claimed(out: str | Path) -> Iterator[None]:
         with explained(out):
             stack.enter_context(locked(out))
             old = beside(out, "old")
-            if old.exists() and not out.exists():
+            if (old.exists() or old.is_symlink()) and not out.exists():
                 old.rename(out)
             for left in (old, beside(out, PARTIAL)):
                 _remove(left)
@@ -144,7 +144,7 @@ def drop_work(out: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -176,6 +176,8 @@ def check_target(out: str | Path, *, force: bool = False, need_bytes: int = 0) -
         raise OutputError(f"{out} exists. Choose another folder, or say --force to replace it.")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, not a folder. Choose another name.")
+    if out.name in ("", "..") or os.path.ismount(out):
+        raise OutputError(f"{out} cannot be replaced as a whole. Name a folder in it.")
     check_parent(out)
     free = shutil.disk_usage(out.absolute().parent).free
     if free < need_bytes:

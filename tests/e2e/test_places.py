@@ -137,3 +137,26 @@ def test_a_journal_is_on_the_disk_when_its_process_is_killed(
     assert before
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
     assert json.loads(out.read_text())["parts"]["quality"]["results"]["predicted"] > 0
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    real, out = tmp_path / "real", tmp_path / "out"
+    real.mkdir()
+    (real / "kept").touch()
+    out.symlink_to(real)
+    with new_folder(out, force=True) as partial:
+        (partial / "new").touch()
+    assert not out.is_symlink()
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "new", "out", "real"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_what_cannot_be_renamed_is_refused_at_once(
+    name: str, cli: Callable[..., Any], tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = cli("prune", tiny_folder("llama"), name, *L1, "--force")
+    assert ran.code == 1
+    assert f"{name} cannot be replaced as a whole. Name a folder in it." in ran.err
+    assert list(tmp_path.iterdir()) == []

@@ -146,6 +146,43 @@ def test_other_work_is_refused_and_says_what_differs(cli, begun, tmp_path, monke
     assert tree(out) == expected
 
 
+def test_an_error_of_inputs_drops_nothing(cli, begun, tmp_path):
+    """A text cut short is refused before it is compared with the first; put back, it goes on."""
+    _, text, expected = begun
+    whole = text.read_text()
+    text.write_text(whole[:10])
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 1
+    assert "tokens, but one calibration window needs" in ran.err
+    assert ran.err.endswith(f"What is done is kept; go on with prunelm prune --resume {tmp_path / 'out'}\n")
+    text.write_text(whole)
+    assert cli("prune", "--resume", tmp_path / "out").code == 0
+    assert tree(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("name", ["task.json", "*/inputs.json"])
+def test_one_bit_of_what_was_asked(name, cli, begun, tmp_path):
+    _, _, expected = begun
+    (path,) = place_of(tmp_path / "out").glob(name)
+    whole = path.read_bytes()
+    at = whole.index(b"0.1" if name == "task.json" else b"tokens") + 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 1
+    assert f"{path}: damaged, its checksum differs. Say --force with the whole command, or remove " in ran.err
+    path.write_bytes(whole)
+    assert cli("prune", "--resume", tmp_path / "out").code == 0
+    assert tree(tmp_path / "out") == expected
+
+
+def test_damaged_work_is_dropped_by_force(cli, begun, tmp_path):
+    options, _, expected = begun
+    (place_of(tmp_path / "out") / "task.json").write_text("{}")
+    assert cli("prune", *options).code == 1
+    assert cli("prune", *options, "--force").code == 0
+    assert tree(tmp_path / "out") == expected
+
+
 def test_force_begins_anew(cli, begun, tmp_path):
     options, _, expected = begun
     assert cli("prune", *options, "--seed", "7", "--force").code == 0
@@ -358,3 +395,16 @@ def test_another_plan_is_other_inputs(cli, tiny_folder, tmp_path, snapshots):
     plan.write_text(made)
     assert cli("prune", "--resume", out).code == 0
     assert tree(out) == expected
+
+
+def test_another_held_out_text_is_other_inputs(cli, tiny_folder, text_file, tmp_path, snapshots):
+    held, out = tmp_path / "held.txt", tmp_path / "out"
+    held.write_text(text_file.read_text()[-9000:])
+    options = ("--recipe", "wanda-sp", "--text", text_file, *SMALL[:-2], "--max-ppl", "+5%", "--held-out-text", held)
+    assert cli("prune", tiny_folder("llama"), out, *options).code == 0
+    shutil.rmtree(out)
+    snapshots[-1].rename(place_of(out))
+    held.write_text(held.read_text()[::-1])
+    ran = cli("prune", "--resume", out)
+    assert ran.code == 1
+    assert "the unfinished work of other inputs: held_out_text was" in ran.err

@@ -173,7 +173,7 @@ def test_a_disk_too_small_for_the_scratch_file(cli, tiny_folder, text_file, tmp_
     monkeypatch.setattr(shutil, "disk_usage", lambda path: small if scratch in (path, *path.parents) else real(path))
     ran = cli(*command, "--scratch", scratch)
     assert ran.code == 1
-    found = re.search(r"need ([\d,]+) bytes of scratch in \S+, and 1,000 are free there", ran.err)
+    found = re.search(r"need ([\d,]+) bytes of scratch.* in \S+, and 1,000 are free there", ran.err)
     assert found, ran.err
     assert int(found[1].replace(",", "")) >= 2 * 12 * 32 * 48 * 4
     ran = cli(*command, "--scratch", tmp_path / "nowhere")
@@ -195,6 +195,10 @@ def test_a_disk_too_small_for_the_finished_blocks(cli, tiny_folder, text_file, t
     ran = cli("prune", tiny_folder("llama"), tmp_path / "other", *options)
     assert ran.code == 1
     assert re.search(rf"finished blocks need {said:,} bytes in \S+, and {said - 1:,} are free", ran.err), ran.err
+    monkeypatch.setattr("prunelm.scratch.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, said))
+    ran = cli("prune", tiny_folder("llama"), tmp_path / "other", *options)
+    assert ran.code == 1
+    assert re.search(rf"bytes of scratch, beside {said:,} of finished blocks, in \S+, and {said:,} are free", ran.err)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

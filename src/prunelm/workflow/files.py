@@ -17,6 +17,7 @@ from ..errors import DataError, RecipeError
 from ..job import first_channels_, prepare_
 from ..journal import Journal
 from ..loading import Source, find_model, load_model, load_tokenizer, sha256_of, skeleton, stored_dtype
+from ..perplexity_limit import Held
 from ..pressing import Pressing
 from ..pruning import Report
 from ..recipe import Recipe
@@ -119,13 +120,15 @@ class Files:
         refit: Batches | None = None,
         calibrated: str | Path | None = None,
         plan: str | Path | None = None,
+        held: Held | None = None,
     ) -> dict[str, Any]:
         """What the work is made of, so that other inputs are noticed when it goes on."""
         texts = {"calibration": calibration, "refit": refit}
         facts = {name: plain(read.facts) for name, read in texts.items() if read is not None}
         seen = calibration_digest(calibrated) if calibrated is not None else None
         decided = sha256_of(Path(plan)) if plan is not None else None
-        return {"model": fingerprint(self.source), **facts, "calibrated": seen, "plan": decided}
+        found = {"model": fingerprint(self.source), **facts, "calibrated": seen, "plan": decided}
+        return found if held is None else {**found, "held_out_text": held.digest}
 
     def read(
         self, dense: PreTrainedModel, recipe: Recipe, batch_tokens: int, bench: Workbench

@@ -169,7 +169,7 @@ class _Prepared:
         with files.opened(recipe, self.how, self.out, bench, tell) as (dense, room, pressing):
             progress("loading", 1, 1)
             batches, refit = files.read(dense, recipe, batch_tokens, bench)
-            bench.check(files.inputs(batches, refit, self.calibrated, self.plan))
+            bench.check(files.inputs(batches, refit, self.calibrated, self.plan, self.held))
             run = Run(
                 source=files.source,
                 load=files.load,
