@@ -17,7 +17,7 @@ LAYERS = [
     {"shortage"},
     {"registry", "policy", "locking", "gguf_header", "forms", "distributed", "differing"},
     {"writing", "placement"},
-    {"sites", "moments", "solver", "elimination", "exchange", "results"},
+    {"sites", "moments", "solver", "elimination", "exchange", "ascending", "results"},
     {"stream", "plan", "architectures", "stock", "hidden", "spreading"},
     {"targets", "repetition"},
     {

@@ -119,7 +119,13 @@ def test_what_cannot_be_repaired_is_said(cli, plain, tiny_folder, text_file, tmp
     for given, says in (
         ((dense, dense), "there is nothing to repair"),
         ((tmp_path / "other", pruned), "like no unit of the dense model"),
+        ((tmp_path / "other", plain("llama")), "pruning.json says that unit"),
         ((tiny_folder("llama", num_hidden_layers=3), pruned), "the dense one has 3 blocks, the pruned one 2"),
+        ((tiny_folder("gpt2"), pruned), "the dense one is gpt2, the pruned one llama"),
+        ((tiny_folder("gpt2"), plain("llama")), "the dense one is gpt2, the pruned one llama"),
+        ((tiny_folder("qwen3"), plain("llama")), "the dense one is qwen3, the pruned one llama"),
+        ((tiny_folder("bert"), pruned), "the dense one is bert, the pruned one llama"),
+        ((dense, plain("gpt2")), "the dense one is llama, the pruned one gpt2"),
         ((tmp_path / "nowhere", pruned), "no such model"),
     ):
         ran = cli("repair", *given, tmp_path / "out", *command)
@@ -127,6 +133,34 @@ def test_what_cannot_be_repaired_is_said(cli, plain, tiny_folder, text_file, tmp
         assert says in ran.err
         assert ran.err.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_where_a_refit_changed_the_producers_the_embeddings_are_compared(cli, tiny_folder, text_file, tmp_path):
+    dense, command = tiny_folder("llama"), ("--text", text_file, *SMALL)
+    ran = cli(
+        "prune", dense, tmp_path / "goa", "--recipe", "goa-budget", "--sparsity", "0.28", "--multiple-of", 1, *command
+    )
+    assert ran.code == 0, ran
+    ran = cli("repair", dense, tmp_path / "goa", tmp_path / "out", *command)
+    assert ran.code == 0, ran
+    assert "only its embeddings could be compared with those of the dense one" in ran.err
+    notes = json.loads((tmp_path / "out" / "pruning.json").read_text())["notes"]
+    assert any("only its embeddings could be compared" in note for note in notes)
+    other = tiny_folder("llama", rope_theta=500_000.0, num_hidden_layers=2, seed=7)
+    ran = cli("repair", other, tmp_path / "goa", tmp_path / "other", *command)
+    assert ran.code == 1
+    assert "the embeddings of the pruned model are not those of the dense model" in ran.err
+
+
+def test_a_relabeled_folder_is_repaired(cli, tiny_folder, text_file, tmp_path):
+    """Eight heads do not divide a hidden size of 50, so the config of stock Llama cannot say what stays."""
+    heads = {"num_attention_heads": 10, "num_key_value_heads": 5}
+    dense, command = tiny_folder("llama", hidden_size=50, **heads), ("--text", text_file, *SMALL)
+    ran = cli("prune", dense, tmp_path / "pruned", "--recipe", "l2", "--sparsity", "0.3", "--multiple-of", 1)
+    assert ran.code == 0, ran
+    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["model_type"] != "llama"
+    ran = cli("repair", dense, tmp_path / "pruned", tmp_path / "out", *command)
+    assert ran.code == 0, ran
 
 
 def test_a_model_without_some_ffn_is_repaired(cli, tiny_folder, text_file, tmp_path):

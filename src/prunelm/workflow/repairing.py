@@ -11,7 +11,7 @@ from ..data import read_documents
 from ..distributed import is_writer, shared_by
 from ..errors import BudgetError, CheckpointError
 from ..loading import Source, find_model, load_model, load_tokenizer, stored_dtype
-from ..matching import Kept, matched_units, planned_units
+from ..matching import Kept, check_family, check_planned, matched_units, planned_units
 from ..memory import within_memory
 from ..plan import prunable
 from ..progress import Progress, silent
@@ -75,7 +75,8 @@ def repair(
     said |= {"natural_steps": natural_steps, "samples": samples, "length": length, "seed": seed}
     recipe = Recipe.from_dict(said)
     tokenizer = load_tokenizer(source)
-    notes = [f"the units are those of {Path(other.name).name}, {how}; the recipe's criteria chose nothing"]
+    notes = [f"the units are those of {Path(other.name).name}, {how[0]}; the recipe's criteria chose nothing"]
+    notes += how[1:]
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
     task = {"dense": lasting(source.name), "pruned": lasting(other.name), "recipe": recipe.to_dict()}
     task |= {"dtype": str(written), "device": source.where}
@@ -100,8 +101,8 @@ def repair(
     return report
 
 
-def _units_of(pruned: Source, dense: PreTrainedModel) -> tuple[Kept, str, str]:
-    """The dense model's units that a pruned one has, which kind of units they are, and how that is known.
+def _units_of(pruned: Source, dense: PreTrainedModel) -> tuple[Kept, str, list[str]]:
+    """The dense model's units that a pruned one has, which kind of units they are, and what is known of them how.
 
     Raises:
         BudgetError: whole blocks are gone.
@@ -110,11 +111,12 @@ def _units_of(pruned: Source, dense: PreTrainedModel) -> tuple[Kept, str, str]:
     plan = pruned.plan()
     if (plan or {}).get("dropped_blocks"):
         raise BudgetError(f"{pruned.name} has lost whole blocks, and no unit of theirs stays that a repair could use.")
-    planned = planned_units(plan, dense)
     small = load_model(pruned)
-    if planned is not None:
-        return *planned, "named in its pruning.json"
-    return *matched_units(dense, small), "found by matching producer rows"
+    check_family(dense, small)
+    planned = planned_units(plan, dense)
+    if plan is None or planned is None:
+        return *matched_units(dense, small), ["found by matching producer rows"]
+    return *planned, ["named in its pruning.json", *check_planned(plan, *planned, dense, small)]
 
 
 def _gone(model: PreTrainedModel, kept: Kept, unit: str) -> float:
