@@ -201,7 +201,8 @@ def _columns(site: Site) -> Float[Tensor, "unit weights"]:
 
 def _apart(a: Float[Tensor, "unit weights"], b: Float[Tensor, "unit weights"]) -> Float[Tensor, " unit"]:
     """The distance of each pair of rows, relative to the longer of the two."""
-    return (a - b).norm(dim=1) / torch.maximum(a.norm(dim=1), b.norm(dim=1)).clamp_min(1e-30)
+    off: Tensor = (a - b).norm(dim=1) / torch.maximum(a.norm(dim=1), b.norm(dim=1)).clamp_min(1e-30)
+    return off
 
 
 def _all_apart(a: Float[Tensor, "unit weights"], b: Float[Tensor, "kept weights"]) -> Float[Tensor, "kept unit"]:
