@@ -298,7 +298,9 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
             options |= dequantizing(quantized)
         if weights is not None:
             options |= {"state_dict": weights, "generation_config": generation_config(source.folder)}
-            options["config"] = options.get("config") or AutoConfig.from_pretrained(str(source.folder))
+            options["config"] = options.get("config") or AutoConfig.from_pretrained(
+                str(source.folder), trust_remote_code=False
+            )
         model, info = cls.from_pretrained(
             None if weights else str(source.folder),
             output_loading_info=True,
@@ -348,7 +350,9 @@ def _answered(source: Source, what: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{source.name}: {what}: {lines[0][:300]}") from error
+        asks = "trust_remote_code" in str(error) and not source.trust_remote_code
+        way = " If you trust its code, say --trust-remote-code." if asks else ""
+        raise CheckpointError(f"{source.name}: {what}: {lines[0][:300]}{way}") from error
 
 
 def _on_its_devices(model: PreTrainedModel, source: Source) -> PreTrainedModel:
@@ -356,24 +360,54 @@ def _on_its_devices(model: PreTrainedModel, source: Source) -> PreTrainedModel:
 
 
 def _class_named(source: Source) -> Any:
-    raw = source.config()
+    """The class that opens a folder as it stands: through its own code where that is trusted, or else a stock one.
+
+    Raises:
+        CheckpointError: nothing but its own code opens it; says how to trust that.
+        UnsupportedModelError: transformers does not know the model type or the class.
+    """
+    raw = read_json(source.folder / "config.json")
+    mapped = raw.get("auto_map")
+    mapped = mapped if isinstance(mapped, dict) else {}
+    if source.trust_remote_code:
+        name = next(iter(_class_names(source.name, raw)), None)
+        own = [auto for auto, place in mapped.items() if str(place).rpartition(".")[2] == name]
+        automatic = next((auto for auto in [*reversed(own), *mapped] if auto.startswith("AutoModel")), "")
+        return getattr(transformers, automatic, None) or _stock_class(source)
+    if raw.get("model_type") != source.config()["model_type"]:
+        way = "say --trust-remote-code if you trust it" if mapped else "there is none, so get that file back"
+        raise CheckpointError(
+            f"{source.name}: its blocks differ in width, and without {PLAN_FILE} only its code opens it: {way}"
+        )
+    return _stock_class(source)
+
+
+def _class_names(where: str, raw: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names."""
     names = raw.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{source.name}: architectures in its config must be a list of class names")
-    if raw["model_type"] not in transformers.CONFIG_MAPPING and not source.trust_remote_code:
+        raise CheckpointError(f"{where}: architectures in its config must be a list of class names")
+    return names
+
+
+def _stock_class(source: Source) -> Any:
+    """The class of transformers that the config names; where it knows none, and code is trusted, the automatic one.
+
+    Raises:
+        UnsupportedModelError: transformers does not know the model type or the class.
+    """
+    raw = source.config()
+    names, unknown = _class_names(source.name, raw), None
+    if raw["model_type"] not in transformers.CONFIG_MAPPING:
+        unknown = f"does not know model_type {raw['model_type']!r}"
+    elif names and not hasattr(transformers, names[0]):
+        unknown = f"has no class {names[0]!r}"
+    if unknown and not source.trust_remote_code:
         raise UnsupportedModelError(
-            f"{source.name}: transformers does not know model_type {raw['model_type']!r}. If its code comes with the "
-            "checkpoint and you trust it, say --trust-remote-code."
+            f"{source.name}: transformers {unknown}. If its code comes with the checkpoint and you trust it, say "
+            "--trust-remote-code."
         )
-    if not names or source.trust_remote_code:
-        return transformers.AutoModelForCausalLM
-    cls = getattr(transformers, names[0], None)
-    if cls is None:
-        raise UnsupportedModelError(
-            f"{source.name}: transformers has no class {names[0]!r}. If its code comes with the checkpoint and you "
-            "trust it, say --trust-remote-code."
-        )
-    return cls
+    return transformers.AutoModelForCausalLM if unknown or not names else getattr(transformers, names[0])
 
 
 def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
@@ -390,7 +424,7 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     with _answered(source, "its config builds no model"):
         config = _dense_config(source)
-    stock = _class_named(source)
+    stock = _stock_class(source)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
@@ -470,7 +504,7 @@ def skeleton(source: Source, plan: Mapping[str, Any] | None = None, *, buffers: 
             cls = _class_named(source)
             config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
         with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
-            if cls is transformers.AutoModelForCausalLM:
+            if hasattr(cls, "from_config"):
                 return cls.from_config(config, trust_remote_code=source.trust_remote_code)
             return cls(config)
 

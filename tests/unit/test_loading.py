@@ -256,6 +256,43 @@ def test_code_is_run_when_trusted(with_code: tuple[Path, Path], tiny_folder: Cal
     assert {key: p.shape for key, p in shapes.named_parameters()} == {k: p.shape for k, p in model.named_parameters()}
 
 
+def test_code_of_a_tokenizer_is_not_run_unasked(copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _prompt: pytest.fail("a question was asked"))
+    folder = copied()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "MineTokenizer", "auto_map": {"AutoTokenizer": ["mine.MineTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit_config(folder, model_type="mine", auto_map={"AutoConfig": "mine.MineConfig"})
+    with pytest.raises(CheckpointError, match="say --trust-remote-code"):
+        load_tokenizer(find_model(folder))
+
+
+@pytest.mark.parametrize("model_class", [None, "BertForSequenceClassification"])
+def test_a_trusted_encoder_opens_as_its_config_says(
+    model_class: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the stock class, or by the class of its own code where that is named, with or without its pruning.json."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    tiny_model("bert", model_class=model_class).save_pretrained(tmp_path / "dense")
+    dense = find_model(tmp_path / "dense", trust_remote_code=True)
+    assert same(load_model(dense), load(tmp_path / "dense"))
+    model = tiny_model("bert", model_class=model_class)
+    recipe = Recipe.load("l2", sparsity=0.25, multiple_of=1, per_block=True, allocator="per-module", blocks="1:")
+    save(model, prune_(model, NOTHING, recipe), tmp_path / "out", source=dense, prove=False)
+    for with_plan in (True, False):
+        source = find_model(tmp_path / "out", trust_remote_code=True)
+        opened = load_model(source)
+        assert type(opened).__name__.removeprefix("PerBlock") == type(model).__name__
+        assert same(opened, model)
+        assert len(list(skeleton(source).parameters())) == len(list(model.parameters()))
+        if with_plan:
+            (tmp_path / "out" / "pruning.json").unlink()
+    monkeypatch.setattr("builtins.input", lambda _prompt: pytest.fail("a question was asked"))
+    for run in (load_model, skeleton):
+        with pytest.raises(CheckpointError, match=r"without pruning\.json only its code.*--trust-remote-code"):
+            run(find_model(tmp_path / "out"))
+
+
 # Checkpoints that PruneLM wrote.
 
 
