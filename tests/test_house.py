@@ -36,7 +36,7 @@ LAYERS = [
         "storage",
     },
     {"memory", "workbench", "scratch"},
-    {"losses", "probable", "limits"},
+    {"losses", "probable", "limits", "own_work"},
     {"gradients", "encoders"},
     {"fisher", "importance", "hidden_scores"},
     {"criteria", "allocators", "reconstructions", "generate", "streamed_fisher"},

@@ -129,5 +129,6 @@ def main() -> None:
     except OSError as error:
         if "--debug" in sys.argv:
             raise
-        where = error.filename or "the output cannot be written"
-        _fail(" ".join([f"{where}: {error.strerror or error}", *getattr(error, "__notes__", [])]), 1)
+        line = f"{error.filename or 'the output cannot be written'}: {error.strerror or error}"
+        notes = getattr(error, "__notes__", [])
+        _fail(" ".join([f"{line}.", *notes]) if notes else line, 1)

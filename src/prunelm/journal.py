@@ -4,8 +4,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from .writing import NOTHING_LEFT, beside, explained, write_whole
 
 FORMAT = 2
 MINUTE = 60.0
+KEPT = timedelta(days=30)
+"""How long unfinished work that has no place of its own waits for somebody to go on with it."""
+_OURS = re.compile(r"[0-9a-f]{16}\.jsonl|demo-[0-9a-f]{12}|\.[a-z]+-[0-9a-f]{16}\.work")
 
 
 class Journal:
@@ -129,22 +135,24 @@ def place_beside(out: Path, name: str) -> Path:
 
 def add_way_on(error: BaseException, command: str) -> None:
     """Say that a command goes on where it stopped; what else the error said was left is no longer true."""
-    notes = [note for note in getattr(error, "__notes__", ()) if note != NOTHING_LEFT]
-    error.__notes__ = [*notes, f"What is done is kept; give its command (prunelm {command}) again"]
+    way_on = f"What is done is kept; give its command (prunelm {command}) again"
+    notes = [note for note in getattr(error, "__notes__", ()) if note not in (NOTHING_LEFT, way_on)]
+    error.__notes__ = [*notes, way_on]
 
 
 @contextlib.contextmanager
-def own_journal(facts: Mapping[str, Any], *, spent: float = 0.0) -> Iterator[Journal]:
+def own_journal(facts: Mapping[str, Any], *, command: str, spent: float = 0.0) -> Iterator[Journal]:
     """A journal of work that writes no file beside which it could lie, in the user's folder for states.
 
     It begins once the work has taken a minute, of which some seconds may be `spent`, and goes when the body ends well
-    or with an error that would come again. Where that folder cannot be written, nothing is kept; a damaged journal is
-    begun anew.
+    or with an error that would come again; any other says that `command` goes on. Where that folder cannot be written,
+    nothing is kept; a damaged journal is begun anew.
     """
     folder = state_folder()
     if folder is None:
         yield Journal()
         return
+    drop_forgotten(folder)
     path = folder / f"{digest_of(facts)[:16]}.jsonl"
     # Never at once: the first entry makes the folder.
     options: dict[str, Any] = {"after": max(MINUTE - spent, 1e-9), "optional": True}
@@ -158,6 +166,8 @@ def own_journal(facts: Mapping[str, Any], *, spent: float = 0.0) -> Iterator[Jou
     except BaseException as error:
         if comes_again(error):
             path.unlink(missing_ok=True)
+        elif journal.kept:
+            add_way_on(error, command)
         raise
     path.unlink(missing_ok=True)
 
@@ -168,6 +178,21 @@ def state_folder() -> Path | None:
     folder = (Path(state) if state else Path.home() / ".local" / "state") / "prunelm"
     above = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return folder if os.access(above, os.W_OK) else None
+
+
+def drop_forgotten(folder: Path) -> None:
+    """Remove unfinished work from the folder for states that nobody has gone on with for as long as `KEPT`."""
+    begin = time.time() - KEPT.total_seconds()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not _OURS.fullmatch(path.name) or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):
+            if any(part.stat().st_mtime > begin for part in (path, *path.rglob("*"))):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The dry run: what a budget would leave of every block, as a table and as a file to edit."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from .job import first_channels_, prepare_
 from .limits import Limit, MaxPerplexity
 from .loading import Source, find_model, load_model, skeleton
 from .outline import outline
+from .own_work import own_workbench
 from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
-from .workbench import Workbench, workbench
+from .workbench import workbench
 from .workflow import default_recipe
 from .workflow.files import lasting, recipe_or_default
 from .workflow.inspecting import planned
@@ -52,6 +53,7 @@ def plan(
     force: bool = False,
     device: str | None = None,
     progress: Progress = silent,
+    until: ExitStack | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     **overrides: Any,
@@ -68,6 +70,7 @@ def plan(
         edited: a plan to show in place of making one.
         context: tokens in a text, for the cache and the operations.
         force: replace `out` if it exists.
+        until: see `prunelm.evaluate`.
 
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
@@ -83,7 +86,7 @@ def plan(
     size = sized_by(edited, limit, source, chosen, progress=progress)
     outlook = load_calibration(calibrated, source=source, recipe=size.recipe) if calibrated is not None else None
     if size.recipe.decides_by_looking and size.decided is None:
-        outlook = outlook or _looked(source, size.recipe, text, out, force, progress)
+        outlook = outlook or _looked(source, size.recipe, text, out, force, until, progress)
         size = sized_by(edited, limit, source, chosen, outlook, progress)
     shapes = skeleton(source)
     counts = size.decided.counts if size.decided is not None else None
@@ -98,11 +101,18 @@ def plan(
 
 
 def _looked(
-    source: Source, recipe: Recipe, text: str | Path | None, out: str | Path | None, force: bool, progress: Progress
+    source: Source,
+    recipe: Recipe,
+    text: str | Path | None,
+    out: str | Path | None,
+    force: bool,
+    until: ExitStack | None,
+    progress: Progress,
 ) -> Outlook:
-    """What a look at the dense model shows; where a file is to be written, an interrupted look goes on beside it.
+    """What a look at the dense model shows; an interrupted one goes on.
 
     Raises:
+        BudgetError: whole blocks go.
         DataError: there is no text to look with.
         ResumeError: the file has the unfinished work of another plan.
     """
@@ -116,9 +126,14 @@ def _looked(
     model = load_model(source)
     batches, refit = read_batches(model, source, recipe, text)
     task = {"model": lasting(source.name), "recipe": recipe.to_dict(), "text": lasting(text), "device": source.where}
-    kept = nullcontext(Workbench()) if out is None else workbench(out, task, command="plan", force=force)
-    with kept as bench:
-        bench.check({"model": fingerprint(source), "calibration": plain(batches.facts)})
+    inputs = {"model": fingerprint(source), "calibration": plain(batches.facts)}
+    with ExitStack() as here:
+        if out is None:
+            kept = own_workbench({**task, "inputs": inputs}, command="plan")
+            bench = (until or here).enter_context(kept)
+        else:
+            bench = here.enter_context(workbench(out, task, command="plan", force=force))
+        bench.check(inputs)
         return look_at(model, batches, recipe, prepare_(model, recipe), progress, bench=bench, refit=refit)
 
 

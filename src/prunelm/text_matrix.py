@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,21 @@ from .evaluation import text_windows, window_bytes
 from .journal import Journal
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .overlap import overlap
+from .own_work import own_workbench
 from .progress import Progress, named, silent
 from .pruning import prune_
 from .recipe import Recipe
 from .results import versions, write_results
 from .suite.quality import perplexities, windows_scored
 from .tasks import task_of
+from .workbench import Step, Workbench, workbench
 from .workflow.texts import calibration_batches
 from .writing import check_target, writes
 
 FORMAT = 1
 KIND = "transfer"
+_SHORT = 16
+"""Digits of a checksum that tell texts and cells of one run apart."""
 
 
 @writes
@@ -42,14 +47,16 @@ def transfer(
     length: int = 1024,
     max_tokens: int | None = None,
     out: str | Path | None = None,
+    force: bool = False,
     progress: Progress = silent,
+    until: ExitStack | None = None,
     **access: Any,
 ) -> dict[str, Any]:
     """The quality of a model pruned with each text's first part, on each text's other part, beside the dense model.
 
     A text of several documents is split into those of even and of odd place, a single document in its middle. Nothing
-    is written but `out`, cell by cell; cells that it has of the same texts are not measured again. An interrupted cell
-    goes on from a journal beside it, with the same numbers; its model is pruned anew.
+    is written but `out`, cell by cell; cells that it has of the same texts are not measured again. An interrupted run,
+    without `out` one before `until` is closed, goes on when it is asked for again, with the same numbers.
 
     Args:
         model: dense, and causal.
@@ -58,11 +65,14 @@ def transfer(
         length: tokens in an evaluation window.
         max_tokens: of each tested part.
         out: file to write or to add to.
+        force: drop unfinished work on `out` of other texts or another recipe; what `out` has stays.
         progress: told about blocks and windows.
+        until: see `prunelm.evaluate`.
         access: see `prunelm.prune`.
 
     Raises:
         PruneLMError: one line that says what to do; finished cells stay in `out`.
+        ResumeError: `out` has the unfinished work of another run; says what differs.
     """
     known = _read(texts)
     source = find_model(model, **access)
@@ -80,23 +90,42 @@ def transfer(
         b: text_windows(text.tested, f"{b}, tested part", dense, tokenizer, length, max_tokens)
         for b, text in known.items()
     }
-    for a, text in known.items():
-        missing = [b for b, other in known.items() if _cell(found, _asked(text, other)) is None]
-        if not missing:
-            continue
-        pruned, ngrams = _pruned(source, tokenizer, recipe, text.calibrated, a, progress)
-        test = functools.partial(_tested, pruned, dense, tokenizer, seed=recipe.seed, progress=progress)
-        for b in missing:
-            asked = _asked(text, known[b])
-            journal = _journal(target, {**head, **asked, "threads": torch.get_num_threads()})
-            cell = test(windows[b], f"{a} on {b}", journal)
-            met = overlap(_scored(windows[b], tokenizer), ngrams) if ngrams else None
-            found["cells"].append({**asked, **cell, "overlap": met})
-            if target is not None:
-                write_results(target, found)
-            if journal.path is not None:
-                journal.path.unlink()
+    task = {**head, "texts": {name: text.sha256 for name, text in known.items()}, "device": source.where}
+    with ExitStack() as here:
+        if target is None:
+            bench = (until or here).enter_context(own_workbench(task, command="transfer"))
+        else:
+            bench = here.enter_context(workbench(target, task, command="transfer", force=force))
+        for a, text in known.items():
+            asked = {b: _asked(text, other) for b, other in known.items()}
+            found["cells"] += _kept(bench, [one for one in asked.values() if _cell(found, one) is None])
+            missing = {b: one for b, one in asked.items() if _cell(found, one) is None}
+            if not missing:
+                continue
+            part = bench.part(text.sha256[:_SHORT])
+            pruned, ngrams = _pruned(source, tokenizer, recipe, text.calibrated, a, part, progress)
+            test = functools.partial(_tested, pruned, dense, tokenizer, seed=recipe.seed, progress=progress)
+            for b, one in missing.items():
+                cell = test(windows[b], f"{a} on {b}", part.journal(f"on-{known[b].sha256[:_SHORT]}"))
+                met = overlap(_scored(windows[b], tokenizer), ngrams) if ngrams else None
+                found["cells"].append({**one, **cell, "overlap": met})
+                if target is None:
+                    bench.put(_place(one), Step(facts=found["cells"][-1]))
+                else:
+                    write_results(target, found)
+            bench.drop(text.sha256[:_SHORT])
     return found
+
+
+def _kept(bench: Workbench, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those cells that an earlier run has finished, where it wrote no file."""
+    steps = [bench.get(_place(one)) for one in asked]
+    return [step.facts for step in steps if step is not None]
+
+
+def _place(asked: Mapping[str, Any]) -> str:
+    """The name of a cell on the bench."""
+    return f"cell-{digest_of(asked)[:_SHORT]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +178,6 @@ def _stands(cell: Mapping[str, Any], known: Mapping[str, _Text]) -> bool:
     return all(digests.get(end) == known[cell[end]].sha256 for end in ends)
 
 
-def _journal(target: Path | None, facts: Mapping[str, Any]) -> Journal:
-    """The journal of a cell, beside the file."""
-    if target is None:
-        return Journal()
-    return Journal(target.with_name(f".{target.name}.{digest_of(facts)[:8]}.journal"), facts)
-
-
 def _scored(windows: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of some windows, one after the other."""
     skipped = len(prefix_ids(tokenizer))
@@ -168,11 +190,12 @@ def _pruned(
     recipe: Recipe,
     documents: Sequence[str],
     name: str,
+    bench: Workbench,
     progress: Progress,
 ) -> tuple[PreTrainedModel, Mapping[str, Any] | None]:
     model = load_model(source)
     batches, refit = calibration_batches(model, tokenizer, recipe, documents, name=name)
-    prune_(model, batches, recipe, refit=refit, progress=named(progress, f"with {name}"))
+    prune_(model, batches, recipe, refit=refit, bench=bench, progress=named(progress, f"with {name}"))
     return model, batches.facts.get("ngrams")
 
 

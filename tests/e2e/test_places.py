@@ -1,5 +1,6 @@
 """Where results go: whole or not at all, by one process at a time, whatever becomes of the disk or the reader."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from tests import forked
 
+from prunelm.commands.console import print_json
 from prunelm.errors import OutputError
 from prunelm.locking import locked
 from prunelm.writing import claimed, new_folder, write_whole
@@ -116,6 +118,15 @@ def test_output_that_cannot_be_written(tiny_folder: Callable[..., Path], tmp_pat
     ran = forked.start(tmp_path, "-m", "prunelm", "inspect", str(tiny_folder("llama")))
     assert ran.wait() == 1
     assert ran.err == "error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_data_that_is_printed_has_gone_out() -> None:
+    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closing it fails too
+    with contextlib.redirect_stdout(full), pytest.raises(OSError, match="No space left"):
+        print_json({"n": 1})
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def test_a_journal_is_on_the_disk_when_its_process_is_killed(

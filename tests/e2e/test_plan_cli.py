@@ -1,7 +1,9 @@
 """Plans and budgets through the command line: what is asked for is met exactly, and edits are what is pruned."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prunelm import sized_pruning
+from prunelm.cli import _Interrupted
 from prunelm.commands import console
 from prunelm.loading import find_model, load_model
 from prunelm.sites import find_sites
@@ -339,36 +342,119 @@ def test_trials_of_a_perplexity_are_not_made_again(
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.parametrize("written", [True, False])
 def test_an_interrupted_look_goes_on(
     cli: Callable[..., Any],
     tiny_folder: Callable[..., Path],
     text_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    written: bool,
 ) -> None:
-    def command(name: str) -> tuple[object, ...]:
-        recipe = ("--recipe", "sensitivity", "--text", text_file, "--sparsity", "0.3", "--multiple-of", "1", *SMALL)
-        return ("plan", tiny_folder("llama"), tmp_path / name, *recipe)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
-    assert cli(*command("whole.json")).code == 0
+    def command(name: str, *size: str) -> tuple[object, ...]:
+        recipe = ("--recipe", "sensitivity", "--text", text_file, "--multiple-of", "1", *SMALL)
+        file = (tmp_path / name,) if written else ()
+        return ("plan", tiny_folder("llama"), *file, *recipe, *(size or ("--sparsity", "0.3")), "--json")
+
+    whole = cli(*command("whole.json"))
+    assert whole.code == 0, whole
     put, seen = Workbench.put, []
 
     def interrupted(self: Workbench, name: str, step: Any) -> None:
         put(self, name, step)
         seen.append(name)
         if len(seen) == 1:
-            raise _Stop
+            raise _Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(Workbench, "put", interrupted)
     monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
-    with pytest.raises(_Stop):
-        cli(*command("plan.json"))
+    ran = cli(*command("plan.json"))
+    assert ran.err == "error: interrupted; What is done is kept; give its command (prunelm plan) again\n"
     first = len(seen)
-    assert cli(*command("plan.json")).code == 0
+    if not written:
+        # Another question is other work.
+        assert cli(*command("plan.json", "--sparsity", "0.2")).code == 0
+        assert seen[0] in seen[first:]
+        assert [path.suffix for path in (tmp_path / "prunelm").iterdir()] == [".work"]
+        first = len(seen)
+    again = cli(*command("plan.json"))
+    assert (again.code, again.out) == (0, whole.out)
     assert seen[first:]
     assert seen[0] not in seen[first:]
-    assert (tmp_path / "plan.json").read_text() == (tmp_path / "whole.json").read_text()
     assert not list(tmp_path.glob(".plan*"))
+    assert written or not list((tmp_path / "prunelm").iterdir())
+    assert not written or (tmp_path / "plan.json").read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_a_plan_stays_known_until_it_is_printed(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+    command = (
+        "plan",
+        tiny_folder("llama"),
+        "--recipe",
+        "sensitivity",
+        "--text",
+        text_file,
+        *SMALL,
+        "--multiple-of",
+        "1",
+    )
+
+    def full(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prunelm.commands.plan.print_json", full)
+        ran = cli(*command, "--sparsity", "0.3", "--json")
+    assert ran.err.endswith("No space left on device. What is done is kept; give its command (prunelm plan) again\n")
+    seen: list[str] = []
+    monkeypatch.setattr(Workbench, "put", lambda _self, name, _step: seen.append(name))
+    assert cli(*command, "--sparsity", "0.3", "--json").code == 0
+    assert seen == []
+    assert list((tmp_path / "prunelm").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such permissions")
+def test_a_plan_without_a_place_for_its_work(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    command = (
+        "plan",
+        tiny_folder("llama"),
+        "--recipe",
+        "sensitivity",
+        "--text",
+        text_file,
+        *SMALL,
+        "--multiple-of",
+        "1",
+    )
+
+    def full(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prunelm.writing.os.fsync", full)
+        ran = cli(*command, "--sparsity", "0.3")
+    assert ran.code == 1
+    assert "cannot be written: the disk is full." in ran.err
+    assert ran.err.endswith("$XDG_STATE_HOME names another folder for unfinished work.\n")
+    monkeypatch.setattr("prunelm.own_work.state_folder", lambda: None)
+    assert cli(*command, "--sparsity", "0.3").code == 0
 
 
 def test_what_perplexity_is_measured_on(

@@ -1,5 +1,6 @@
 """Whatever kills a run, `--resume` ends it with the bytes of an uninterrupted one, and leaves nothing else."""
 
+import errno
 import json
 import shutil
 import signal
@@ -363,6 +364,31 @@ def test_a_comparison_keeps_the_models_that_it_has_measured(cli, tiny_folder, te
         cli(*whole)
     assert cli(*whole).out == expected.out
     assert len(seen) == 2 * 4 + 1
+    assert list((tmp_path / "prunelm").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "evaluate --json", "compare", "compare --json"])
+def test_what_was_measured_stays_until_it_is_printed(cli, tiny_folder, text_file, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+    monkeypatch.setattr("prunelm.workflow.comparing.prefill_speed", lambda models: [1.0 for _ in models])
+    name, *more = command.split()
+    models = (tiny_folder("llama"), tiny_folder("llama", num_hidden_layers=3))[: 1 + (name == "compare")]
+    whole = (name, *models, "--text", text_file, "--length", "64", "--max-tokens", "256", *more)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prunelm.commands.console.out.print", full)
+        patch.setattr(f"prunelm.commands.{name}.print_json", full)
+        ran = cli(*whole)
+    way_on = f"What is done is kept; give its command (prunelm {name}) again"
+    assert ran.code == 1
+    assert ran.err == f"error: the output cannot be written: No space left on device. {way_on}\n"
+    assert len(list((tmp_path / "prunelm").iterdir())) == len(models)
+    monkeypatch.setattr(evaluation, "score_windows", _stop)
+    assert cli(*whole).code == 0
     assert list((tmp_path / "prunelm").iterdir()) == []
 
 

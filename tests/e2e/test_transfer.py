@@ -11,6 +11,7 @@ import pytest
 import prunelm
 from conftest import pseudo_english
 from prunelm.errors import EvaluationError
+from prunelm.workbench import Workbench
 
 SIZE = ("--samples", "8", "--calibration-length", "32", "--length", "32", "--max-tokens", "192")
 
@@ -74,27 +75,31 @@ def test_texts_that_cannot_be_told_apart(cli: Callable[..., Any], tiny_folder: A
 
 
 def test_other_texts_are_measured_anew_and_interrupts_lose_nothing(
-    cli: Callable[..., Any], tiny_folder: Callable[..., Path], texts: list[Path], tmp_path: Path
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    texts: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, out, third = tiny_folder("llama"), tmp_path / "transfer.json", tmp_path / "third.txt"
     third.write_text(pseudo_english(3_000, seed=5))
     size = ("--sparsity", "0.3", "--recipe", "goa-budget", *SIZE, "--out", out)
     recipe = prunelm.Recipe.load("goa-budget", sparsity=0.3, samples=8, length=32)
     options: dict[str, Any] = {"recipe": recipe, "length": 32, "max_tokens": 192, "out": out}
-    stopped: list[str] = []
-
-    def stops(stage: str, done: int, _total: int) -> None:
-        stopped.append(stage)
-        if (stage, done) == ("words on third", 2):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+    stops, solved = stopping_at("words on third", 2), blocks_put(monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as told:
         prunelm.transfer(model, [texts[0], third], progress=stops, **options)
-    (journal,) = tmp_path.glob(".transfer.json.*.journal")
-    assert len(journal.read_text().splitlines()) == 3  # what it is of, and two windows
+    assert told.value.__notes__ == ["What is done is kept; give its command (prunelm transfer) again"]
     assert len(json.loads(out.read_text())["cells"]) == 1
+    assert len(solved) == 2  # The blocks of one pruning.
+    ran = cli("transfer", model, texts[0], texts[1], *size)
+    assert ran.code == 1
+    assert f"{out} has the unfinished work of another run: task.texts.third was " in ran.err
+    assert "To finish that one, give its command (prunelm transfer) again. To drop it, say --force." in ran.err
     assert cli("transfer", model, texts[0], third, *size).code == 0
     assert not list(tmp_path.glob(".*"))
+    assert len(solved) == 2 * 2
     found = json.loads(out.read_text())
     assert found["cells"] == prunelm.transfer(model, [texts[0], third], **{**options, "out": None})["cells"]
     assert set(found["versions"]) >= {"torch", "transformers"}
@@ -104,12 +109,77 @@ def test_other_texts_are_measured_anew_and_interrupts_lose_nothing(
     again = json.loads(out.read_text())
     assert again["cells"][0] == found["cells"][0]
     assert all(new["value"] != old["value"] for new, old in zip(again["cells"][1:], found["cells"][1:], strict=True))
-    # Other texts are added, and the table is of those that were asked for.
-    ran = cli("transfer", model, third, texts[1], *size)
+    # Unfinished work is dropped where that is said; other texts are added, and the table is of those asked for.
+    out.write_text(json.dumps({**again, "cells": again["cells"][:1]}))
+    with pytest.raises(KeyboardInterrupt):
+        prunelm.transfer(model, [texts[0], third], progress=stopping_at("words on third", 2), **options)
+    out.write_text(json.dumps(again))
+    ran = cli("transfer", model, third, texts[1], *size, "--force")
     assert ran.code == 0, ran
+    assert not list(tmp_path.glob(".*"))
     assert "tested on numbers" in ran.out
     assert "words" not in ran.out
     assert len(json.loads(out.read_text())["cells"]) == 7
+
+
+def stopping_at(stage: str, done: int) -> Callable[[str, int, int], None]:
+    """Progress that ends the work at some moment."""
+
+    def stops(now: str, at: int, _total: int) -> None:
+        if (now, at) == (stage, done):
+            raise KeyboardInterrupt
+
+    return stops
+
+
+def blocks_put(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the blocks that are solved from now on."""
+    put, seen = Workbench.put, list[str]()
+
+    def noted(self: Workbench, name: str, step: Any) -> None:
+        seen.extend([name] if name.startswith("block-") else [])
+        put(self, name, step)
+
+    monkeypatch.setattr(Workbench, "put", noted)
+    return seen
+
+
+def test_without_a_file_it_goes_on_too(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    texts: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+    model = tiny_folder("llama")
+    command = ("transfer", model, *texts, "--sparsity", "0.3", "--recipe", "goa-budget", *SIZE, "--json")
+    whole = cli(*command)
+    assert whole.code == 0, whole
+    assert list((tmp_path / "prunelm").iterdir()) == []
+    solved, scored = blocks_put(monkeypatch), list[int]()
+    options: dict[str, Any] = {"length": 32, "max_tokens": 192}
+    options["recipe"] = prunelm.Recipe.load("goa-budget", sparsity=0.3, samples=8, length=32)
+    with pytest.raises(KeyboardInterrupt):
+        prunelm.transfer(model, texts, progress=stopping_at("numbers on words", 2), **options)
+
+    def full(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    from prunelm.suite import quality
+
+    real = quality.score_windows
+    monkeypatch.setattr(quality, "score_windows", lambda *args: scored.append(1) or real(*args))
+    with monkeypatch.context() as patched:
+        patched.setattr("prunelm.commands.transfer.print_json", full)
+        assert cli(*command).code == 1
+    assert len(solved) == 2 * 2
+    assert len(scored) == (6 - 2) + 6
+    assert cli(*command).out == whole.out
+    assert len(solved) == 2 * 2
+    assert len(scored) == (6 - 2) + 6
+    assert list((tmp_path / "prunelm").iterdir()) == []
 
 
 def test_losses_of_the_dense_model_are_finite_too(

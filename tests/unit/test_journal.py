@@ -1,11 +1,13 @@
 """A journal gives back what was made before, survives a cut line, and refuses to serve another search."""
 
 import contextlib
+import os
+import time
 
 import pytest
 
 from prunelm.errors import CalibrationError, DataError, DeviceError, EvaluationError, OutputError, PruneLMError
-from prunelm.journal import Journal, journal_beside, own_journal, place_beside
+from prunelm.journal import Journal, drop_forgotten, journal_beside, own_journal, place_beside
 
 
 def _never():
@@ -84,7 +86,7 @@ def test_work_goes_on_without_a_journal_of_its_own_where_the_disk_is_full(tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("prunelm.journal.os.fsync", full)
-    with own_journal({"seed": 1}) as journal:
+    with own_journal({"seed": 1}, command="evaluate") as journal:
         assert [journal.entry(lambda n=n: {"n": n}) for n in range(2)] == [{"n": 0}, {"n": 1}]
     assert list((tmp_path / "prunelm").iterdir()) == []
     with pytest.raises(OutputError, match="the disk is full"):
@@ -95,7 +97,7 @@ def test_a_journal_of_its_own_stays_after_an_error_that_may_pass(tmp_path, monke
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
     for error in (DeviceError("no memory"), DataError("too short")):
-        with contextlib.suppress(PruneLMError), own_journal({"seed": 1}) as journal:
+        with contextlib.suppress(PruneLMError), own_journal({"seed": 1}, command="evaluate") as journal:
             journal.entry(lambda: {"n": 0})
             raise error
         assert any((tmp_path / "prunelm").iterdir()) == isinstance(error, DeviceError)
@@ -104,15 +106,15 @@ def test_a_journal_of_its_own_stays_after_an_error_that_may_pass(tmp_path, monke
 def test_a_journal_of_its_own_goes_when_the_work_is_done(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
-    with contextlib.suppress(KeyboardInterrupt), own_journal({"seed": 1}) as journal:
+    with contextlib.suppress(KeyboardInterrupt), own_journal({"seed": 1}, command="evaluate") as journal:
         journal.entry(lambda: {"n": 0})
         raise KeyboardInterrupt
     (file,) = (tmp_path / "prunelm").iterdir()
-    with own_journal({"seed": 1}) as journal:
+    with own_journal({"seed": 1}, command="evaluate") as journal:
         assert journal.entry(_never) == {"n": 0}
     assert not file.exists()
     file.write_text("not one of ours\n")
-    with own_journal({"seed": 1}) as journal:
+    with own_journal({"seed": 1}, command="evaluate") as journal:
         assert journal.entry(lambda: {"n": 1}) == {"n": 1}
     assert list((tmp_path / "prunelm").iterdir()) == []
 
@@ -151,3 +153,20 @@ def test_the_journal_of_a_part_has_one_place_and_one_way_on(tmp_path):
     with journal_beside(out, "quality", {"seed": 2}, command="evaluate") as journal:
         journal.entry(lambda: {"n": 0})
     assert not path.exists()
+
+
+def test_unfinished_work_that_nobody_goes_on_with_goes(tmp_path):
+    names = [f"{'a1' * 8}.jsonl", f".plan-{'b2' * 8}.work/look/step.safetensors", f"demo-{'c3' * 6}/calibration.txt"]
+    mine = [*names, "notes.jsonl", "README.md"]
+    long_ago = time.time() - 31 * 24 * 3600
+    for age in (long_ago, None):
+        for name in mine:
+            path = tmp_path / (name if age else name.replace("1", "4").replace("2", "5").replace("3", "6"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            for part in (path, *list(path.parents)[: name.count("/")]) if age else ():
+                os.utime(part, (age, age))
+    drop_forgotten(tmp_path)
+    expected = [f".plan-{'b5' * 8}.work", f"demo-{'c6' * 6}", f"{'a4' * 8}.jsonl", "notes.jsonl", "README.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    drop_forgotten(tmp_path / "none")

@@ -1,6 +1,7 @@
 """`prunelm compare`."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,31 +40,33 @@ def compare(
 
         for name in pruned:
             model_folders(Path(name))
-    with quiet(), progress_bars() as progress:
-        rows = run(
-            [dense, *pruned],
-            text,
-            length=length,
-            max_tokens=max_tokens,
-            quantized=words(quantized),
-            progress=progress,
-            device=device,
-            **vars(access),
-        )
-    tell(overlaps(rows))
-    if out_file is not None:
-        from ..report.comparing import write_comparison
+    with ExitStack() as printed:
+        with quiet(), progress_bars() as progress:
+            rows = run(
+                [dense, *pruned],
+                text,
+                length=length,
+                max_tokens=max_tokens,
+                quantized=words(quantized),
+                progress=progress,
+                until=printed,
+                device=device,
+                **vars(access),
+            )
+        tell(overlaps(rows))
+        if out_file is not None:
+            from ..report.comparing import write_comparison
 
-        windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
-        written = write_comparison(rows, pruned, text, windows, out_file, tell=tell)
-        err.print(f"{written}: written. Open it in a browser.")
-    if as_json:
-        print_json(rows)
-        return
-    for table in fitting_tables(rows):
-        out.print(table, soft_wrap=False)
-    if quantized is not None:
-        out.print(quantized_table(rows), soft_wrap=False)
+            windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
+            written = write_comparison(rows, pruned, text, windows, out_file, tell=tell)
+            err.print(f"{written}: written. Open it in a browser.")
+        if as_json:
+            print_json(rows)
+            return
+        for table in fitting_tables(rows):
+            out.print(table, soft_wrap=False)
+        if quantized is not None:
+            out.print(quantized_table(rows), soft_wrap=False)
 
 
 def fitting_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:

@@ -23,8 +23,9 @@ def fits(table: Table) -> bool:
 
 
 def print_json(data: Any) -> None:
-    """Print data as JSON."""
+    """Print data as JSON, all of which has gone out then."""
     sys.stdout.write(json.dumps(data, indent=1) + "\n")
+    sys.stdout.flush()
 
 
 def tell(notes: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """`prunelm evaluate`."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -76,18 +77,19 @@ def evaluate(
     if any(given is not None for given in (parts, out_file, suite.tasks, suite.others)):
         _evaluate_parts(model, text, parts, out_file, suite.setting(**sizes), as_json, options)
         return
-    with quiet(), progress_bars() as progress:
-        found = run(model, text, progress=progress, **sizes, **options)
-    tell([*flags(text.name, found.facts.get("overlap"))])
-    if as_json:
-        print_json(found.to_dict())
-        return
-    table = Table("measure", "value")
-    for name, value in quality_rows(found.to_dict()):
-        table.add_row(name, value)
-    for name in ("tokens", "sequences", "length", "tokenizer", "text"):
-        table.add_row(name, f"{found.facts.get(name)}")
-    out.print(table, soft_wrap=False)
+    with ExitStack() as printed:
+        with quiet(), progress_bars() as progress:
+            found = run(model, text, progress=progress, until=printed, **sizes, **options)
+        tell([*flags(text.name, found.facts.get("overlap"))])
+        if as_json:
+            print_json(found.to_dict())
+            return
+        table = Table("measure", "value")
+        for name, value in quality_rows(found.to_dict()):
+            table.add_row(name, value)
+        for name in ("tokens", "sequences", "length", "tokenizer", "text"):
+            table.add_row(name, f"{found.facts.get(name)}")
+        out.print(table, soft_wrap=False)
 
 
 def _evaluate_parts(

@@ -1,6 +1,7 @@
 """`prunelm plan`."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -113,15 +114,16 @@ def plan(
     asked = {"looks": looks, "calibrated": calibrated, **vars(overrides), "sparsity": size.sparsity}
     chosen = recipe_asked(recipe, size.edited, **asked)
     looking: dict[str, Any] = {"text": text, "calibrated": calibrated, "device": device, **vars(access)}
-    with quiet(), progress_bars() as progress:
-        options = {"edited": size.edited, "limit": limit, "context": context, "force": force, "progress": progress}
-        found = run(model, out_file, recipe=chosen, **options, **looking)
-    if as_json:
-        print_json({**vars(found), "recipe": found.recipe.to_dict()})
-        return
-    _show(found)
-    if out_file is not None:
-        out.print(f"{out_file}: written. Edit it, and apply it: prunelm prune {model} OUT --plan {out_file}")
+    with ExitStack() as printed:
+        with quiet(), progress_bars() as progress:
+            options = {"edited": size.edited, "limit": limit, "context": context, "force": force, "progress": progress}
+            found = run(model, out_file, recipe=chosen, until=printed, **options, **looking)
+        if as_json:
+            print_json({**vars(found), "recipe": found.recipe.to_dict()})
+            return
+        _show(found)
+        if out_file is not None:
+            out.print(f"{out_file}: written. Edit it, and apply it: prunelm prune {model} OUT --plan {out_file}")
 
 
 def _show(found: Any) -> None:

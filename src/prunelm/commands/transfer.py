@@ -1,5 +1,6 @@
 """`prunelm transfer`."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,9 @@ def transfer(
     max_tokens: MaxTokens = None,
     seed: MaybeSeed = None,
     device: Device = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Drop unfinished work on the file of other texts or another recipe.")
+    ] = False,
     as_json: AsJson = False,
     *,
     access: Access,
@@ -37,19 +41,20 @@ def transfer(
 
     chosen = Recipe.load(recipe, sparsity=sparsity, samples=samples, length=calibration_length, seed=seed)
     opening: dict[str, Any] = {"device": device, **vars(access)}
-    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
-    with quiet(), progress_bars() as progress:
-        found = run(model, texts, recipe=chosen, out=out_file, progress=progress, **sizes, **opening)
-    if as_json:
-        print_json(found)
-        return
-    names = [text.stem for text in texts]
-    table = Table("calibrated on", *(f"tested on {name}" for name in names))
-    cells = {(cell["calibrated"], cell["tested"]): cell for cell in found["cells"]}
-    table.add_row("dense", *(f"{cells[names[0], name]['dense']['value']:.4g}" for name in names))
-    for name in names:
-        table.add_row(name, *(_transferred(cells[name, other]) for other in names))
-    out.print(table, soft_wrap=False)
+    sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "force": force}
+    with ExitStack() as printed:
+        with quiet(), progress_bars() as progress:
+            found = run(model, texts, recipe=chosen, out=out_file, progress=progress, until=printed, **sizes, **opening)
+        if as_json:
+            print_json(found)
+            return
+        names = [text.stem for text in texts]
+        table = Table("calibrated on", *(f"tested on {name}" for name in names))
+        cells = {(cell["calibrated"], cell["tested"]): cell for cell in found["cells"]}
+        table.add_row("dense", *(f"{cells[names[0], name]['dense']['value']:.4g}" for name in names))
+        for name in names:
+            table.add_row(name, *(_transferred(cells[name, other]) for other in names))
+        out.print(table, soft_wrap=False)
 
 
 def _transferred(cell: dict[str, Any]) -> str:

@@ -28,11 +28,12 @@ def compare(
     quantized: Sequence[str] = (),
     speed: bool = True,
     progress: Progress = silent,
+    until: contextlib.ExitStack | None = None,
     **access: Any,
 ) -> list[dict[str, Any]]:
     """One row per model, the first being the dense one that the others are compared with.
 
-    Interrupted and begun again, it does not measure quality again that was measured before.
+    Interrupted before `until` is closed, and begun again, it does not measure quality again that was measured before.
 
     Parameters, bytes of the weight files, quality where a text is given, and prefill tokens per second, each pair of
     dense and pruned model timed in turns (the dense row shows the last pair). With formats in `quantized`, bytes and
@@ -51,12 +52,13 @@ def compare(
         check_tokenizers(load_tokenizer(source), tokenizer)
     sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens}
     dense, begun, rows = load_model(sources[0]), time.monotonic(), list[dict[str, Any]]()
-    with contextlib.ExitStack() as until_all_stand:
+    with contextlib.ExitStack() as here:
 
         def journal(source: Source, against: Source | None, **more: Any) -> Journal:
             assert text is not None
             facts = {**evaluation_facts(source, against, text, sizes), **more}
-            return until_all_stand.enter_context(own_journal(facts, spent=time.monotonic() - begun))
+            kept = own_journal(facts, command="compare", spent=time.monotonic() - begun)
+            return (until or here).enter_context(kept)
 
         for source in sources:
             model = dense if source is sources[0] else load_model(source)

@@ -1,6 +1,7 @@
 """The quality of a model on a text."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    until: ExitStack | None = None,
     **access: Any,
 ) -> Evaluation:
     """The quality of a model on a text, alone or against its dense parent; see `prunelm.evaluation.evaluate`.
 
-    `facts["overlap"]` says how much of the text the model was calibrated on, where its pruning.json knows.
+    `facts["overlap"]` says how much of the text the model was calibrated on, where its pruning.json knows. Interrupted
+    before `until` is closed, it goes on window by window when it is asked for again.
     """
     read_documents(text)
     source = find_model(model, **access)
@@ -39,12 +42,14 @@ def evaluate(
     if other is not None:
         check_tokenizers(tokenizer, load_tokenizer(other))
     sizes: dict[str, Any] = {"length": length, "max_tokens": max_tokens, "seed": seed}
-    with own_journal(evaluation_facts(source, other, text, sizes)) as journal:
+    with ExitStack() as here:
+        facts = evaluation_facts(source, other, text, sizes)
+        journal = (until or here).enter_context(own_journal(facts, command="evaluate"))
         loaded = load_model(source)
         dense = load_model(other) if other is not None else None
         found = evaluate_model(loaded, tokenizer, text, against=dense, journal=journal, progress=progress, **sizes)
-    read = scored_texts(loaded, tokenizer, Path(text), length=length, max_tokens=max_tokens)
-    return replace(found, facts={**found.facts, "overlap": calibration_overlap(source, read)})
+        read = scored_texts(loaded, tokenizer, Path(text), length=length, max_tokens=max_tokens)
+        return replace(found, facts={**found.facts, "overlap": calibration_overlap(source, read)})
 
 
 def evaluation_facts(
