@@ -33,6 +33,7 @@ LAYERS = [
         "scoring",
         "journal",
         "dequantizing",
+        "headers",
         "storage",
     },
     {"memory", "workbench", "scratch"},

@@ -45,7 +45,7 @@ def finalize(folder: str | Path, *, like: str | Path | None = None) -> list[str]
         if not (source.folder / PLAN_FILE).is_file() and (original.folder / PLAN_FILE).is_file():
             files[PLAN_FILE] = (original.folder / PLAN_FILE).read_text(encoding="utf-8")
     plan = json.loads(files[PLAN_FILE]) if files else source.plan()
-    model = skeleton(source, plan)
+    model = skeleton(source, plan, fitting=False)
     _check_shapes(source, model)
     wanted |= legacy_rope(wanted, architecture_of(model.config).legacy_rope)
     dtype = raw.get("dtype") or raw.get("torch_dtype") or _stored_dtype(source.folder)

@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -13,10 +14,21 @@ ALIGNMENT = 32
 MOST_AXES = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
+_WHOLE = (0, 1, 2, 3, 4, 5, 10, 11)
 
 
-def gguf_end(path: Path) -> int:
-    """The byte behind the last tensor's data, by the header; nothing is read or allocated that the file does not hold.
+@dataclass(frozen=True, kw_only=True)
+class GgufHeader:
+    """What a header says: the byte behind the last tensor's data, how many tensors, numbers in them, and blocks."""
+
+    end: int
+    tensors: int
+    numbers: int
+    blocks: int
+
+
+def gguf_header(path: Path) -> GgufHeader:
+    """The sizes that a header names; nothing is read or allocated that the file does not hold.
 
     Raises:
         OSError: it cannot be read.
@@ -26,17 +38,17 @@ def gguf_end(path: Path) -> int:
         if path.stat().st_size == 0:
             raise ValueError("the file is empty")
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Header(data).end()
+            return _Bytes(data).header()
 
 
-class _Header:
+class _Bytes:
     """A place in the bytes of a header, which never goes beyond them."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at, self.order = data, 0, "<"
 
-    def end(self) -> int:
-        """See `gguf_end`."""
+    def header(self) -> GgufHeader:
+        """See `gguf_header`."""
         if self._bytes(len(MAGIC)) != MAGIC:
             raise ValueError("it does not begin with GGUF")
         (version,) = struct.unpack("<I", self._bytes(4))
@@ -45,21 +57,26 @@ class _Header:
         if version not in VERSIONS:
             raise ValueError(f"version {version} is none of {', '.join(map(str, VERSIONS))}")
         tensors, fields = self._number("Q"), self._number("Q")
-        alignment = ALIGNMENT
+        alignment, blocks = ALIGNMENT, 0
         for _ in range(fields):
             name, kind = self._string(), self._number("I")
             if name == b"general.alignment" and kind == _UINT32:
                 alignment = self._number("I")
+            elif name.endswith(b".block_count") and kind in _WHOLE:
+                blocks = max(blocks, self._number(_SCALARS[kind]))
             else:
                 self._pass_value(kind)
         if alignment == 0 or alignment & (alignment - 1):
             raise ValueError(f"the alignment {alignment} is no power of two")
-        ends = [self._tensor_end() for _ in range(tensors)]
+        behind = numbers = 0
+        for _ in range(tensors):
+            end, count = self._tensor()
+            behind, numbers = max(behind, end), numbers + count
         start = self.at + -self.at % alignment
-        return start + max(ends, default=-start)
+        return GgufHeader(end=start + behind if tensors else 0, tensors=tensors, numbers=numbers, blocks=blocks)
 
-    def _tensor_end(self) -> int:
-        """The byte behind a tensor's data, counted from where data begin."""
+    def _tensor(self) -> tuple[int, int]:
+        """The byte behind a tensor's data, counted from where data begin, and how many numbers they are."""
         name, axes = self._string(), self._number("I")
         if axes > MOST_AXES:
             raise ValueError(f"tensor {name[:60]!r} has {axes:,} axes")
@@ -68,7 +85,7 @@ class _Header:
         if kind not in set(GGMLQuantizationType):
             raise ValueError(f"tensor {name[:60]!r} is of the unknown type {kind}")
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        return offset + prod(shape) // int(block) * int(size)
+        return offset + prod(shape) // int(block) * int(size), prod(shape)
 
     def _pass_value(self, kind: int) -> None:
         if kind == _STRING:

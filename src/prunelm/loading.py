@@ -19,9 +19,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from .dequantizing import dequantizing, forget_quantization_, quantization_of
 from .errors import CheckpointError, PruneLMError, UnsupportedModelError
 from .forms import check_form
+from .headers import Held, check_axes, check_blocks, check_shapes, held_in, no_more_weights, shape_error
 from .hidden import built_width, narrow_hidden_
 from .per_block import stock_names
 from .placement import AUTO, CPU, find_device, placed, spreads
+from .shortage import ran_out
 from .sites import Site, SiteSpec, find_sites, gone_sites, narrow_
 from .spreading import spread
 
@@ -69,6 +71,8 @@ _PLAN = {
     "versions?": {str: str},
 }
 """What is read of a pruning.json, here and elsewhere."""
+_BITS, _PICKLED = 8, 128
+"""No quantized weight takes less than a bit, and no tensor in a pickle file less than so many bytes."""
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
@@ -172,6 +176,7 @@ def find_model(
     quantization_of(source.config(), str(name))
     _check_attention(source)
     _check_weights(folder, allow_pickle)
+    check_blocks(source.config(), _held(source), folder / "config.json")
     return source
 
 
@@ -259,18 +264,41 @@ def check_gguf(path: Path) -> None:
     Raises:
         CheckpointError: says whether it is missing, damaged, or cut short.
     """
-    from .gguf_header import gguf_end
+    from .gguf_header import gguf_header
 
     if not path.is_file():
         raise CheckpointError(f"no such model: there is no file {str(path)!r}")
     try:
-        end = gguf_end(path)
+        header = gguf_header(path)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a GGUF file, or damaged ({error}). Get the file again.") from error
+    end = header.end
     if end == 0 or end > path.stat().st_size:
         raise CheckpointError(
             f"{path}: cut short: its tensors need {end:,} bytes, the file has {path.stat().st_size:,}. Get it again."
         )
+    if header.blocks > header.tensors:
+        raise CheckpointError(
+            f"{path}: block_count is {header.blocks:,}, and the file holds {header.tensors:,} tensors. Get the file "
+            "again."
+        )
+
+
+def _held(source: Source) -> Held:
+    """What the weight files hold by their headers, or by their sizes where that is all that is known of them."""
+    if source.gguf is not None:
+        from .gguf_header import gguf_header
+
+        header = gguf_header(source.folder / source.gguf)
+        return Held(tensors=header.tensors, numbers=header.numbers)
+    size = bytes_on_disk(source)
+    files = _read_by_name(source.folder) or sorted(source.folder.glob("*.safetensors"))
+    if not files:
+        return Held(tensors=size // _PICKLED, numbers=size)
+    held = held_in(files)
+    if source.config().get("quantization_config") or source.config().get("compression_config"):
+        return Held(tensors=held.tensors, numbers=_BITS * size)
+    return held
 
 
 def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
@@ -280,6 +308,7 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
         CheckpointError: weights are missing or do not fit the config; names them.
         UnsupportedModelError: transformers does not know the model type.
     """
+    skeleton(source)
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     plan = source.plan()
     if source.gguf is not None:
@@ -307,9 +336,10 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
             ignore_mismatched_sizes=True,
             **options,
         )
-    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    wrong = sorted(info["mismatched_keys"])
     if wrong:
-        raise CheckpointError(f"{source.name}: {len(wrong)} weights do not have the config's shapes, first {wrong[0]}")
+        weight, stored, built = wrong[0]
+        raise shape_error(source.name, len(wrong), weight, stored, built)
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
@@ -324,15 +354,20 @@ def unmapped(folder: Path) -> dict[str, Any] | None:
     Memory-mapped weights, the default of `from_pretrained`, stay resident until the last of them is gone, so a model
     pruned in place would hold its dense weights to the end.
     """
-    index = folder / "model.safetensors.index.json"
-    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    files = [folder / name for name in sorted(names)]
-    if not all(file.is_file() for file in files):
+    files = _read_by_name(folder)
+    if not files:
         return None
     opened: list[Any] = [safe_open(file, framework="pt", backend="pread") for file in files]
     slices = {key: (file, file.get_slice(key)) for file in opened for key in file.keys()}  # noqa: SIM118
     # A slice of a tensor without elements, as a sublayer without units has them, cannot be read.
     return {key: part if all(part.get_shape()) else file.get_tensor(key) for key, (file, part) in slices.items()}
+
+
+def _read_by_name(folder: Path) -> list[Path]:
+    """The .safetensors files that transformers reads from a folder, whichever others lie there; none if one is gone."""
+    index = folder / "model.safetensors.index.json"
+    files = _shards(index) if index.is_file() else [folder / "model.safetensors"]
+    return files if all(file.is_file() for file in files) else []
 
 
 def generation_config(folder: Path) -> transformers.GenerationConfig | None:
@@ -349,10 +384,13 @@ def _answered(source: Source, what: str) -> Iterator[None]:
     except PruneLMError:
         raise
     except _DAMAGED as error:
+        if ran_out(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         asks = "trust_remote_code" in str(error) and not source.trust_remote_code
         way = " If you trust its code, say --trust-remote-code." if asks else ""
-        raise CheckpointError(f"{source.name}: {what}: {lines[0][:300]}{way}") from error
+        why = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+        raise CheckpointError(f"{source.name}: {what}: {why[:300]}{way}") from error
 
 
 def _on_its_devices(model: PreTrainedModel, source: Source) -> PreTrainedModel:
@@ -426,8 +464,11 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
         config = _dense_config(source)
     stock = _stock_class(source)
 
+    held = _held(source)
+
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
+        check_axes(self, held, source.name)
         narrow_to_(self, plan["widths"])
 
     narrowed = type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
@@ -484,29 +525,44 @@ def _evenly(units: int, kept: int, strata: int) -> torch.Tensor:
     return torch.cat([torch.arange(keep, device="cpu") + s * per for s in range(strata)])
 
 
-def skeleton(source: Source, plan: Mapping[str, Any] | None = None, *, buffers: bool = False) -> PreTrainedModel:
+def skeleton(
+    source: Source, plan: Mapping[str, Any] | None = None, *, buffers: bool = False, fitting: bool = True
+) -> PreTrainedModel:
     """The model's shapes without its weights: built on the meta device, in no time and no memory.
 
-    `plan`: a pruning.json in place of the source's own. With `buffers`, those that it computes itself have values.
+    Args:
+        source: where the model is.
+        plan: a pruning.json in place of the source's own.
+        buffers: those that the model computes itself have values.
+        fitting: the shapes must be those that are stored.
 
     Raises:
-        CheckpointError: the config cannot be read.
+        CheckpointError: the config cannot be read, or asks for more than the weight files hold.
         UnsupportedModelError: transformers does not know the model type.
     """
-    plan = plan or source.plan()
     with _answered(source, "its config builds no model"):
-        if source.gguf is not None:
-            config = AutoConfig.from_pretrained(str(source.folder), gguf_file=source.gguf)
-            cls: Any = transformers.AutoModelForCausalLM
-        elif plan is not None and plan.get("loader") == "prunelm":
-            cls, config = _narrowed_class(source, plan)
-        else:
-            cls = _class_named(source)
-            config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
-        with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
-            if hasattr(cls, "from_config"):
-                return cls.from_config(config, trust_remote_code=source.trust_remote_code)
-            return cls(config)
+        held, plan = _held(source), plan or source.plan()
+        with no_more_weights(held, source.name):
+            model = _built(source, plan, torch.device("meta"))
+        if fitting:
+            check_shapes(model, held, source.name)
+        return _built(source, plan, init_empty_weights(include_buffers=False)) if buffers else model
+
+
+def _built(source: Source, plan: Mapping[str, Any] | None, where: Any) -> PreTrainedModel:
+    """The model of a config, as large as the config says."""
+    if source.gguf is not None:
+        config = AutoConfig.from_pretrained(str(source.folder), gguf_file=source.gguf)
+        cls: Any = transformers.AutoModelForCausalLM
+    elif plan is not None and plan.get("loader") == "prunelm":
+        cls, config = _narrowed_class(source, plan)
+    else:
+        cls = _class_named(source)
+        config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=source.trust_remote_code)
+    with where:
+        if hasattr(cls, "from_config"):
+            return cls.from_config(config, trust_remote_code=source.trust_remote_code)
+        return cls(config)
 
 
 def stored_dtype(source: Source) -> torch.dtype:

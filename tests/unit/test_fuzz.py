@@ -7,7 +7,7 @@ from benchmarks import fuzz
 
 from prunelm.errors import CheckpointError
 from prunelm.forms import check_form
-from prunelm.gguf_header import gguf_end
+from prunelm.gguf_header import gguf_header
 
 NAMES = (
     "safetensors index",
@@ -64,7 +64,7 @@ def test_counts_of_a_gguf_header_are_not_believed(place: int, kinds: dict[str, f
     raw[place : place + 8] = b"\xff" * 8
     (tmp_path / "model.gguf").write_bytes(raw)
     with pytest.raises(ValueError, match=r"bytes are named at byte|unknown type|axes"):
-        gguf_end(tmp_path / "model.gguf")
+        gguf_header(tmp_path / "model.gguf")
 
 
 def test_the_first_wrong_place_is_named(tmp_path: Path) -> None:
