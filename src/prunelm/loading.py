@@ -462,9 +462,7 @@ def _narrowed_class(source: Source, plan: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     with _answered(source, "its config builds no model"):
         config = _dense_config(source)
-    stock = _stock_class(source)
-
-    held = _held(source)
+    stock, held = _stock_class(source), _held(source)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
