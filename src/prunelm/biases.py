@@ -15,6 +15,13 @@ def missing_biases(model: PreTrainedModel, names: Collection[str]) -> tuple[list
     return [s for s in without if s.spec.bias], sorted({s.name for s in without if not s.spec.bias})
 
 
+def gains_biases(dense: PreTrainedModel, pruned: PreTrainedModel) -> bool:
+    """Whether the pruned model gives consumers a bias, other than zeros, that have none in the dense one."""
+    without = {site.key for site in find_sites(dense) if bias_of(site.consumer.layer) is None}
+    found = (bias_of(site.consumer.layer) for site in find_sites(pruned) if site.key in without)
+    return any(bias is not None and bool(bias.any()) for bias in found)
+
+
 @torch.no_grad()
 def add_biases_(model: PreTrainedModel, sites: Collection[Site]) -> int:
     """How many parameters were added: zero biases for every layer that the config's flag gives one."""

@@ -16,6 +16,7 @@ from .knee import beyond_knee
 from .plan import Budget, Counts, Nested, parameters_of, prunable
 from .probable import check_block_budget
 from .recipe import Recipe
+from .reconstructions import RECONSTRUCTIONS
 from .sites import Site, architecture_of, by_block, find_sites
 from .stock import stock_config, why_relabeled
 from .targets import (
@@ -298,27 +299,45 @@ def prepare_(
         BudgetError: whole units cannot meet the budget; biases are taken back, hidden channels are not.
         RecipeError: the recipe removes hidden channels where that cannot be done; the model is as it was.
     """
-    if not recipe.bias:
-        return _narrowed(model, recipe, nested, narrow_hidden, counts)
-    refused = unbiased_sites(model.config, readers_of(recipe.targets))
-    sites, without = missing_biases(model, recipe.sites)
-    sites = [site for site in sites if site.name not in refused]
-    added = add_biases_(model, sites)
+    sites, added, notes = with_biases_(model, recipe)
     try:
         job = _narrowed(model, recipe, nested, narrow_hidden, counts)
     except (BudgetError, RecipeError):
         remove_biases_(model, sites)
         raise
+    return replace(job, added=added, notes=[*job.notes, *notes])
+
+
+def with_biases_(model: PreTrainedModel, recipe: Recipe) -> tuple[list[Site], int, list[str]]:
+    """The sites whose consumer got a bias because the recipe says so, the parameters added, and what to tell of it."""
+    sites, without = missing_biases(model, recipe.sites)
+    kind = model.config.model_type
+    if not recipe.bias:
+        return [], 0, _useless(kind, recipe, sites, without)
+    refused = unbiased_sites(model.config, readers_of(recipe.targets))
+    sites, notes = [site for site in sites if site.name not in refused], []
+    added = add_biases_(model, sites)
     if added:
         flags = dict.fromkeys(site.spec.bias[0] for site in sites if site.spec.bias)
-        job.notes.append(f"{added:,} bias parameters were added ({', '.join(flags)}), for repairs to use")
+        notes.append(f"{added:,} bias parameters were added ({', '.join(flags)}), for repairs to use")
     for name, reader in refused.items():
         if name in recipe.sites and name not in without:
-            job.notes.append(f"{reader} has no bias for {name} of {model.config.model_type}, so repairs there add none")
+            notes.append(f"{reader} has no bias for {name} of {kind}, so repairs there add none")
     if without:
-        kinds = " and ".join(without)
-        job.notes.append(f"{model.config.model_type}: its config gives {kinds} no bias, so repairs there have none")
-    return replace(job, added=added)
+        notes.append(f"{kind}: its config gives {' and '.join(without)} no bias, so repairs there have none")
+    return sites, added, notes
+
+
+def _useless(kind: str, recipe: Recipe, could: list[Site], cannot: list[str]) -> list[str]:
+    """What to tell of a reconstruction that changes only biases, where consumers have none."""
+    names = sorted({site.name for site in could} | set(cannot))
+    if not RECONSTRUCTIONS[recipe.reconstruction].only_biases or not names:
+        return []
+    way = f"; --bias gives {' and '.join(sorted({site.name for site in could}))} one" if could else ""
+    return [
+        f"{kind}: {' and '.join(names)} have no bias, so reconstruction {recipe.reconstruction!r} changes nothing "
+        f"there{way}"
+    ]
 
 
 def _narrowed(

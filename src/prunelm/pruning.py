@@ -22,7 +22,7 @@ from .fusion import with_fusion
 from .heap import release_memory
 from .hidden import shapes_of
 from .hidden_pruning import remove_hidden_
-from .job import Job, first_channels_, prepare_
+from .job import Job, first_channels_, prepare_, with_biases_
 from .journal import Journal
 from .moments import Moments, output_energy
 from .natural_gradient import aim_of, natural_steps_
@@ -198,7 +198,7 @@ def repair_(
     Args:
         model: dense, in eval mode.
         calibration: what the repair reads.
-        recipe: its reconstruction, held-out share, unit and widths count; its criteria do not.
+        recipe: its reconstruction, biases, held-out share, unit and widths count; its criteria do not.
         kept: the units that stay, by site key; sites that are not named stay whole.
         notes: what a user must know, for the report.
         bench: see `prune_`.
@@ -209,6 +209,7 @@ def repair_(
     """
     start = time.perf_counter()
     before = sum(p.numel() for p in model.parameters())
+    _, added, said = with_biases_(model, recipe)
     everything = find_sites(model, recipe.unit)
     sites = [site for site in everything if site.key in kept]
     counts = {site.key: len(kept[site.key]) for site in sites}
@@ -221,7 +222,8 @@ def repair_(
         counts=counts,
         step=1,
         prunable=total,
-        notes=[*notes, *repetition_notes(calibration.facts)],
+        added=added,
+        notes=[*notes, *said, *repetition_notes(calibration.facts)],
     )
     scores = Decided(counts=counts, kept=kept).scores(sites)
     read = reading(calibration, None, recipe, sites)

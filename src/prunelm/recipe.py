@@ -387,10 +387,9 @@ def _check_allocator(recipe: Recipe) -> None:
     """Raise unless the rest of a recipe gives its allocator what that needs."""
     chosen = ALLOCATORS[recipe.allocator]
     if recipe.judges_output and not recipe.held_out:
-        raise RecipeError(
-            f"allocator {recipe.allocator!r}, rounds, candidates, choose_share and natural_steps measure on held-out "
-            "tokens: held_out must be above 0, as in 0.125"
-        )
+        prices = recipe.prices_output or recipe.policy is not None
+        who = f"allocator {recipe.allocator!r}, rounds, candidates and choose_share" if prices else "natural_steps"
+        raise RecipeError(f"{who} measure on held-out tokens: held_out must be above 0, as in 0.125")
     _check_share(recipe)
     if recipe.rounds and (chosen.even or chosen.needs not in ("curves", "damage", "curvature")):
         raise RecipeError(

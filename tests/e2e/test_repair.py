@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import prunelm
@@ -135,6 +136,75 @@ def test_what_cannot_be_repaired_is_said(cli, plain, tiny_folder, text_file, tmp
         assert not (tmp_path / "out").exists()
 
 
+def _notes(folder):
+    return " ".join(json.loads((folder / "pruning.json").read_text())["notes"])
+
+
+def _biases(folder):
+    return sorted(key for key in load_file(folder / "model.safetensors") if key.endswith("down_proj.bias"))
+
+
+def test_biases_that_the_pruned_model_has_are_solved_again(cli, tiny_folder, text_file, tmp_path):
+    dense, command = tiny_folder("llama"), ("--text", text_file, *SMALL)
+    size = ("--sparsity", "0.28", "--multiple-of", 1)
+    ran = cli("prune", dense, tmp_path / "flap", "--recipe", "flap", *size, *command)
+    assert ran.code == 0, ran
+    assert _biases(tmp_path / "flap")
+    for name, options, says in (
+        ("as-it-is", (), "flap has biases that the dense model lacks, so the repair adds them too"),
+        ("without", ("--no-bias",), "the biases that flap has and the dense model lacks are left out"),
+        ("none", ("--reconstruction", "none"), "the biases that flap has and the dense model lacks are left out"),
+    ):
+        ran = cli("repair", dense, tmp_path / "flap", tmp_path / name, *command, *options)
+        assert ran.code == 0, ran
+        assert says in ran.err
+        assert says in _notes(tmp_path / name)
+        assert bool(_biases(tmp_path / name)) == (name == "as-it-is")
+        facts = json.loads((tmp_path / name / "pruning.json").read_text())
+        stored = sum(tensor.numel() for tensor in load_file(tmp_path / name / "model.safetensors").values())
+        assert facts["parameters"]["after"] == stored
+    assert _kl(tmp_path / "as-it-is", dense, text_file) < _kl(tmp_path / "flap", dense, text_file)
+
+
+def test_a_repair_of_biases_alone_needs_some(cli, plain, tiny_folder, text_file, tmp_path):
+    dense, pruned, command = tiny_folder("llama"), plain("llama"), ("--text", text_file, *SMALL)
+    useless = "llama: attention and ffn have no bias, so reconstruction 'bias' changes nothing there; --bias gives"
+    alone = ("--reconstruction", "bias")
+    for name, words, said in (
+        ("without", ("repair", dense, pruned, tmp_path / "without", *alone), True),
+        ("with", ("repair", dense, pruned, tmp_path / "with", *alone, "--bias", "--held-out", "0"), False),
+        ("pruned", ("prune", dense, tmp_path / "pruned", "--sparsity", "0.28", "--recipe", "l1", *alone), True),
+    ):
+        ran = cli(*words, *command)
+        assert ran.code == 0, ran
+        assert (useless in ran.err) == said
+        assert (useless in _notes(tmp_path / name)) == said
+        assert bool(_biases(tmp_path / name)) != said
+    ran = cli("repair", tiny_folder("gpt2"), plain("gpt2"), tmp_path / "gpt2", *command, *alone)
+    assert ran.code == 0, ran
+    assert "changes nothing" not in ran.err
+
+
+def test_messages_name_options_that_repair_has(cli, plain, tiny_folder, text_file, tmp_path):
+    command = ("repair", tiny_folder("llama"), plain("llama"), tmp_path / "out", "--text", text_file, "--length", 32)
+    for options, says in (
+        (("--samples", "1"), "Give more text, more --samples or --length.\n"),
+        (("--samples", "1", "--bias"), "Give more text, more --samples or --length, or --reconstruction bias.\n"),
+        (("--samples", "2", "--natural-steps", "1"), "Give more text, --samples or --held-out, or say --natural-steps"),
+        (("--held-out", "0", "--natural-steps", "1"), "natural_steps measure on held-out tokens: held_out must be"),
+        (("--ridge", "-1"), "ridge must be a number from 0 up"),
+    ):
+        ran = cli(*command, *options)
+        assert ran.code == 1
+        assert says in ran.err
+        assert ran.err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    ran = cli(*command, "--ridge", "0.5", "--held-out", "0.25")
+    assert ran.code == 0, ran
+    recipe = json.loads((tmp_path / "out" / "pruning.json").read_text())["recipe"]
+    assert (recipe["ridge"], recipe["held_out"]) == (0.5, 0.25)
+
+
 def test_where_a_refit_changed_the_producers_the_embeddings_are_compared(cli, tiny_folder, text_file, tmp_path):
     dense, command = tiny_folder("llama"), ("--text", text_file, *SMALL)
     ran = cli(
@@ -158,9 +228,13 @@ def test_a_relabeled_folder_is_repaired(cli, tiny_folder, text_file, tmp_path):
     dense, command = tiny_folder("llama", hidden_size=50, **heads), ("--text", text_file, *SMALL)
     ran = cli("prune", dense, tmp_path / "pruned", "--recipe", "l2", "--sparsity", "0.3", "--multiple-of", 1)
     assert ran.code == 0, ran
-    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["model_type"] != "llama"
-    ran = cli("repair", dense, tmp_path / "pruned", tmp_path / "out", *command)
+    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["model_type"] == "mistral"
+    ran = cli("repair", dense, tmp_path / "pruned", tmp_path / "out", *command, "--bias")
     assert ran.code == 0, ran
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "granite"
+    ran = cli("repair", dense, tmp_path / "out", tmp_path / "again", *command)
+    assert ran.code == 0, ran
+    assert _biases(tmp_path / "again") == _biases(tmp_path / "out")
 
 
 def test_a_model_without_some_ffn_is_repaired(cli, tiny_folder, text_file, tmp_path):

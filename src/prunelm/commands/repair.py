@@ -18,6 +18,19 @@ def repair(
     reconstruction: Annotated[
         str, typer.Option(help="How the weights are adjusted (prunelm list reconstructions).")
     ] = "least-squares",
+    ridge: Annotated[
+        float, typer.Option(help="How strongly adjusted weights are pulled towards the present ones.")
+    ] = 0.1,
+    bias: Annotated[
+        bool | None,
+        typer.Option(
+            help="Add biases for the adjustment to use, where the model's config allows them. Default: where PRUNED "
+            "has biases that DENSE lacks."
+        ),
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the calibration text that is kept apart to judge adjustments.")
+    ] = 0.125,
     natural_steps: Annotated[
         int, typer.Option(help="Steps of natural gradient at the end (prunelm prune has them too).", min=0)
     ] = 0,
@@ -41,6 +54,9 @@ def repair(
             out_folder,
             text=text,
             reconstruction=reconstruction,
+            ridge=ridge,
+            bias=bias,
+            held_out=held_out,
             natural_steps=natural_steps,
             samples=samples,
             length=length,

@@ -22,7 +22,8 @@ class Reconstruction:
     `stage`: `refit` (the still dense module, producers then consumer, before it is scored), `repair` (the consumer,
     when units go), or `none`. `guards`: for repairs, the milder reconstructions that held-out tokens may prefer.
     `solves`: whether it needs as many tokens as channels. `nested`: for repairs, the same solve for any number of
-    leading channels of an order, where one factorization gives them all.
+    leading channels of an order, where one factorization gives them all. `only_biases`: whether it leaves layers
+    without a bias alone.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Reconstruction:
     guards: tuple[str, ...] = ()
     solves: bool = True
     nested: Nested | None = None
+    only_biases: bool = False
 
     def __call__(
         self,
@@ -55,6 +57,7 @@ def reconstruction(
     guards: tuple[str, ...] = (),
     solves: bool = True,
     nested: Nested | None = None,
+    only_biases: bool = False,
 ) -> Callable[[Solve], Solve]:
     """A decorator that registers `(weight, bias, moments, kept columns, *, ridge) -> (weight, bias)`.
 
@@ -65,11 +68,16 @@ def reconstruction(
         solves: whether it needs at least as many tokens as channels; text that gives fewer is then refused.
         nested: `(weight, bias, moments, order of columns, *, ridge) -> (number of columns -> (weight, bias))`, the same
             solve for the first columns of an order, so that searches need not start again for every number.
+        only_biases: whether it changes nothing in a layer without a bias; runs on such layers are told so.
     """
     if stage not in STAGES:
         raise ValueError(f"reconstruction {name!r}: stage must be one of {', '.join(STAGES)}, got {stage!r}")
 
-    return lambda solve: RECONSTRUCTIONS.adopt(name, Reconstruction(name, solve, stage, guards, solves, nested), solve)
+    def adopted(solve: Solve) -> Solve:
+        item = Reconstruction(name, solve, stage, guards, solves, nested, only_biases)
+        return RECONSTRUCTIONS.adopt(name, item, solve)
+
+    return adopted
 
 
 __all__ = ["RECONSTRUCTIONS", "CrossMoments", "Layer", "Reconstruction", "reconstruction"]

@@ -6,7 +6,7 @@ from torch import Tensor
 from . import CrossMoments, Layer, reconstruction
 
 
-@reconstruction("bias", guards=("none",), solves=False)
+@reconstruction("bias", guards=("none",), solves=False, only_biases=True)
 def bias_only(
     weight: Float[Tensor, "out channel"],
     bias: Float[Tensor, " out"] | None,

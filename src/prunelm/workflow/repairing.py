@@ -1,10 +1,12 @@
 """Repair a model that somebody else has pruned."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..biases import gains_biases
 from ..calibration import fingerprint
 from ..checkpoint import save
 from ..data import read_documents
@@ -17,7 +19,7 @@ from ..plan import prunable
 from ..progress import Progress, silent
 from ..pruning import Report, repair_
 from ..recipe import Recipe
-from ..sites import find_sites
+from ..sites import bias_of, find_sites
 from ..spreading import gathered
 from ..stock import stock_config
 from ..workbench import workbench
@@ -34,6 +36,9 @@ def repair(
     *,
     text: str | Path,
     reconstruction: str = "least-squares",
+    ridge: float = 0.1,
+    bias: bool | None = None,
+    held_out: float = 0.125,
     natural_steps: int = 0,
     samples: int = 128,
     length: int = 512,
@@ -54,6 +59,10 @@ def repair(
         out: folder to write.
         text, samples, length, seed: of the calibration.
         reconstruction: which repair.
+        ridge: how strongly weights are pulled towards the present ones.
+        bias: give consumers a bias for the repair to use, where the config can say so; by default where `pruned` has
+            biases that `dense` lacks.
+        held_out: share of the calibration that judges the repair.
         natural_steps: steps of natural gradient once all is repaired.
         dtype: of the written weights; that of `pruned` by default.
         force, progress, access: see `prune`.
@@ -61,22 +70,16 @@ def repair(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
+    said: dict[str, Any] = {"reconstruction": reconstruction, "ridge": ridge, "held_out": held_out}
+    said |= {"natural_steps": natural_steps, "samples": samples, "length": length, "seed": seed}
+    recipe = Recipe.from_dict({"name": "repair", "bias": bool(bias), **said})
     check_target(out, force=force)
     source, other = find_model(dense, **access), find_model(pruned, **access)
     _check_all_channels(other)
     documents = read_documents(text)
     model = load_model(source)
-    kept, unit, how = _units_of(other, model)
-    gone = _gone(model, kept, unit)
-    if not gone:
-        raise BudgetError(f"{other.name} has all the units of {source.name}: there is nothing to repair.")
-    said = {"name": "repair", "unit": unit, "reconstruction": reconstruction, "ridge": 0.1, "held_out": 0.125}
-    said |= {"sparsity": gone, "per_block": not _stock(model, kept, unit)}
-    said |= {"natural_steps": natural_steps, "samples": samples, "length": length, "seed": seed}
-    recipe = Recipe.from_dict(said)
+    kept, recipe, notes = _recognized(other, model, recipe, bias)
     tokenizer = load_tokenizer(source)
-    notes = [f"the units are those of {Path(other.name).name}, {how[0]}; the recipe's criteria chose nothing"]
-    notes += how[1:]
     written = dtype_named(dtype, "dtype") if dtype else stored_dtype(other)
     task = {"dense": lasting(source.name), "pruned": lasting(other.name), "recipe": recipe.to_dict()}
     task |= {"dtype": str(written), "device": source.where}
@@ -88,8 +91,8 @@ def repair(
         def repaired(batch_tokens: int) -> tuple[PreTrainedModel, Report]:
             part = bench.part(f"batches-of-{batch_tokens}")
             model = loaded.pop() if loaded else load_model(source)
-            options: dict[str, Any] = {"name": Path(text).name, "batch_tokens": batch_tokens}
-            calibration, _ = calibration_batches(model, tokenizer, recipe, documents, **options)
+            options: dict[str, Any] = {"batch_tokens": batch_tokens, "otherwise": _otherwise(model, recipe)}
+            calibration, _ = calibration_batches(model, tokenizer, recipe, documents, name=Path(text).name, **options)
             part.check({**inputs, "calibration": plain(calibration.facts)})
             return model, repair_(model, calibration, recipe, kept, notes=notes, bench=part, progress=progress)
 
@@ -101,22 +104,51 @@ def repair(
     return report
 
 
-def _units_of(pruned: Source, dense: PreTrainedModel) -> tuple[Kept, str, list[str]]:
-    """The dense model's units that a pruned one has, which kind of units they are, and what is known of them how.
+def _recognized(
+    pruned: Source, dense: PreTrainedModel, recipe: Recipe, bias: bool | None
+) -> tuple[Kept, Recipe, list[str]]:
+    """The dense model's units that a pruned one has, the recipe with what follows from them, and what to tell of it.
 
     Raises:
-        BudgetError: whole blocks are gone.
+        BudgetError: whole blocks are gone, or nothing is.
         CheckpointError: it cannot be loaded, or is not made of the dense model.
     """
-    plan = pruned.plan()
+    plan, name = pruned.plan(), Path(pruned.name).name
     if (plan or {}).get("dropped_blocks"):
         raise BudgetError(f"{pruned.name} has lost whole blocks, and no unit of theirs stays that a repair could use.")
     small = load_model(pruned)
     check_family(dense, small)
-    planned = planned_units(plan, dense)
+    planned, how = planned_units(plan, dense), "named in its pruning.json"
     if plan is None or planned is None:
-        return *matched_units(dense, small), ["found by matching producer rows"]
-    return *planned, ["named in its pruning.json", *check_planned(plan, *planned, dense, small)]
+        planned, how = matched_units(dense, small), "found by matching producer rows"
+        compared: list[str] = []
+    else:
+        compared = check_planned(plan, *planned, dense, small)
+    kept, unit = planned
+    bias, said = _biased(dense, small, recipe, bias, name)
+    share, uneven = _gone(dense, kept, unit), not _stock(dense, kept, unit)
+    if not share:
+        raise BudgetError(f"{pruned.name} has all the units of the dense model: there is nothing to repair.")
+    notes = [f"the units are those of {name}, {how}; the recipe's criteria chose nothing", *compared, *said]
+    return kept, replace(recipe, sparsity=share, unit=unit, bias=bias, per_block=uneven), notes
+
+
+def _biased(
+    dense: PreTrainedModel, pruned: PreTrainedModel, recipe: Recipe, bias: bool | None, name: str
+) -> tuple[bool, list[str]]:
+    """Whether consumers get a bias, and what to tell of those that the pruned model has and the dense one lacks."""
+    if not gains_biases(dense, pruned):
+        return bool(bias), []
+    uses = recipe.reconstruction != "none" or recipe.natural_steps > 0
+    if bias or (bias is None and uses):
+        return True, [] if bias else [f"{name} has biases that the dense model lacks, so the repair adds them too"]
+    return False, [f"the biases that {name} has and the dense model lacks are left out"]
+
+
+def _otherwise(model: PreTrainedModel, recipe: Recipe) -> str:
+    """What else a user whose text is short may ask for: nothing, unless consumers have biases."""
+    biased = recipe.bias or any(bias_of(site.consumer.layer) is not None for site in find_sites(model))
+    return ", or --reconstruction bias" if biased else ""
 
 
 def _gone(model: PreTrainedModel, kept: Kept, unit: str) -> float:

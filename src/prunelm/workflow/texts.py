@@ -55,10 +55,11 @@ def calibration_batches(
     name: str | None = None,
     batch_tokens: int | None = None,
     bench: Workbench | None = None,
+    otherwise: str = ", or --reconstruction none",
 ) -> tuple[Batches, Batches | None]:
     """The batches that criteria read, and those that the reconstruction reads where they are others; beside the model.
 
-    What the model wrote itself is kept on the bench.
+    What the model wrote itself is kept on the bench. `otherwise` ends the sentence that asks for more text.
 
     Raises:
         DataError: too little text for one window, or for as many tokens as the refit solves for channels.
@@ -77,7 +78,7 @@ def calibration_batches(
         found.facts["source"] = name or "text"
     refit = random_tokens(model, tokenizer, **sizes) if recipe.covariance_text == "random-tokens" else None
     if RECONSTRUCTIONS[recipe.reconstruction].solves:
-        _check_rank(model, refit or found, recipe)
+        _check_rank(model, refit or found, recipe, otherwise)
     return found.to(model.device), refit.to(model.device) if refit is not None else None
 
 
@@ -91,7 +92,7 @@ def _kept_text(bench: Workbench, make: Callable[[], Batches]) -> Batches:
     return Batches(batches=[{"input_ids": step.tensors[f"{n}"]} for n in range(len(step.tensors))], facts=step.facts)
 
 
-def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
+def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe, otherwise: str) -> None:
     widest = max(weight_of(site.consumer.layer).shape[1] for site in find_sites(model, recipe.unit))
     if recipe.hidden:
         widest = max(widest, int(model.config.hidden_size))
@@ -100,12 +101,12 @@ def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe) -> None:
     if different < widest <= fitted:
         raise DataError(
             f"the calibration text repeats itself: of {found.tokens:,} tokens only {different:,} come after different "
-            f"text, and they cannot determine a refit of {widest:,} channels. Give text that does not repeat, or "
-            "--reconstruction none."
+            f"text, and they cannot determine a refit of {widest:,} channels. Give text that does not "
+            f"repeat{otherwise}."
         )
     if fitted < widest:
         raise DataError(
             f"{fitted:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
-            f"{widest:,} tokens are needed, {4 * widest:,} are better. Give more text, more --samples or --length, "
-            "or --reconstruction none."
+            f"{widest:,} tokens are needed, {4 * widest:,} are better. Give more text, more --samples or "
+            f"--length{otherwise}."
         )
