@@ -21,7 +21,7 @@ FORMAT = 2
 MINUTE = 60.0
 KEPT = timedelta(days=30)
 """How long unfinished work that has no place of its own waits for somebody to go on with it."""
-_OURS = re.compile(r"[0-9a-f]{16}\.jsonl|demo-[0-9a-f]{12}|\.[a-z]+-[0-9a-f]{16}\.work")
+_OURS = re.compile(r"[0-9a-f]{16}\.jsonl|demo-[0-9a-f]{12}|\.[a-z]+-[0-9a-f]{16}\.(work|lock|partial)")
 
 
 class Journal:

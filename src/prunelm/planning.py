@@ -126,14 +126,12 @@ def _looked(
     model = load_model(source)
     batches, refit = read_batches(model, source, recipe, text)
     task = {"model": lasting(source.name), "recipe": recipe.to_dict(), "text": lasting(text), "device": source.where}
-    inputs = {"model": fingerprint(source), "calibration": plain(batches.facts)}
+    task["inputs"] = {"model": fingerprint(source), "calibration": plain(batches.facts)}
     with ExitStack() as here:
         if out is None:
-            kept = own_workbench({**task, "inputs": inputs}, command="plan")
-            bench = (until or here).enter_context(kept)
+            bench = (until or here).enter_context(own_workbench(task, command="plan"))
         else:
             bench = here.enter_context(workbench(out, task, command="plan", force=force))
-        bench.check(inputs)
         return look_at(model, batches, recipe, prepare_(model, recipe), progress, bench=bench, refit=refit)
 
 

@@ -388,6 +388,45 @@ def test_an_interrupted_look_goes_on(
     assert not written or (tmp_path / "plan.json").read_text() == (tmp_path / "whole.json").read_text()
 
 
+def test_a_look_at_another_text_drops_the_unfinished_one_by_force_only(
+    cli: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "plan.json"
+    text.write_text(text_file.read_text())
+    command = (
+        "plan",
+        tiny_folder("llama"),
+        out,
+        "--recipe",
+        "sensitivity",
+        "--text",
+        text,
+        *SMALL,
+        "--sparsity",
+        "0.3",
+    )
+    monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
+    put = Workbench.put
+    with monkeypatch.context() as patched:
+        patched.setattr(Workbench, "put", lambda *args: [put(*args), _stopped()])
+        with pytest.raises(_Stop):
+            cli(*command)
+    text.write_text(text_file.read_text()[100:])
+    ran = cli(*command)
+    assert f"{out} has the unfinished work of another run: task.inputs.calibration.sha256 was " in ran.err
+    assert ran.err.endswith("give its command (prunelm plan) again. To drop it, say --force.\n")
+    assert cli(*command, "--force").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "text.txt"]
+
+
+def _stopped() -> None:
+    raise _Stop
+
+
 def test_a_plan_stays_known_until_it_is_printed(
     cli: Callable[..., Any],
     tiny_folder: Callable[..., Path],

@@ -157,6 +157,7 @@ def test_the_journal_of_a_part_has_one_place_and_one_way_on(tmp_path):
 
 def test_unfinished_work_that_nobody_goes_on_with_goes(tmp_path):
     names = [f"{'a1' * 8}.jsonl", f".plan-{'b2' * 8}.work/look/step.safetensors", f"demo-{'c3' * 6}/calibration.txt"]
+    names.append(f".plan-{'b2' * 8}.lock")
     mine = [*names, "notes.jsonl", "README.md"]
     long_ago = time.time() - 31 * 24 * 3600
     for age in (long_ago, None):
@@ -167,6 +168,7 @@ def test_unfinished_work_that_nobody_goes_on_with_goes(tmp_path):
             for part in (path, *list(path.parents)[: name.count("/")]) if age else ():
                 os.utime(part, (age, age))
     drop_forgotten(tmp_path)
-    expected = [f".plan-{'b5' * 8}.work", f"demo-{'c6' * 6}", f"{'a4' * 8}.jsonl", "notes.jsonl", "README.md"]
+    expected = [f".plan-{'b5' * 8}.work", f".plan-{'b5' * 8}.lock", f"demo-{'c6' * 6}", f"{'a4' * 8}.jsonl"]
+    expected += ["notes.jsonl", "README.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
     drop_forgotten(tmp_path / "none")
