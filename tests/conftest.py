@@ -108,6 +108,14 @@ def pseudo_english(size: int, seed: int = 0) -> str:
     return "".join(sentences)[:size]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Unfinished work without a place of its own lies in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("states")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     return make_byte_tokenizer()

@@ -33,6 +33,7 @@ _FOUND = {
 }
 _FORM = {
     "model": {"family": str, "weights": {str: str}},
+    "tokenizer?": {str: str},
     "recipe": dict,
     "compute_dtype": str,
     "calibration": {"tokens?": int},
@@ -96,7 +97,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
 def tokenizer_fingerprint(source: Source) -> dict[str, str]:
     """The sha256 of every file that turns text into tokens; none of a GGUF file, which is one with its weights.
 
-    A saved calibration does without: what it has seen of the weights stands, whatever tokens mean in other texts.
+    A saved calibration notes it, and serves another one too: what was seen of the weights stands, whatever tokens mean
+    in other texts.
     """
     files = [] if source.gguf is not None else [source.folder / name for name in TOKENIZER_FILES]
     return {file.name: sha256_of(file) for file in files if file.is_file()}
@@ -123,6 +125,7 @@ def save_calibration(
     facts = {
         "format": FORMAT,
         "model": fingerprint(source),
+        "tokenizer": tokenizer_fingerprint(source),
         "recipe": recipe.to_dict(),
         "compute_dtype": _named(compute_dtype),
         "calibration": dict(text),
@@ -182,6 +185,7 @@ def load_calibration(
         prices = {key: [(int(o), float(kl)) for o, kl in points] for key, points in facts["prices"].items()}
     text = facts["calibration"]
     note = f"what was seen of the dense model comes from {folder.name} ({text.get('tokens', 0):,} tokens)"
+    note += _other_tokenizer(facts.get("tokenizer"), tokenizer_fingerprint(source))
     return Outlook(
         survey=Survey(scores=scores, curves=curves, prices=prices, curvatures=facts["curvatures"]),
         prices=facts["search_prices"],
@@ -231,6 +235,12 @@ def calibration_digest(path: str | Path) -> str:
 def _named(dtype: torch.dtype) -> str:
     """A data type, as the command line names it."""
     return str(dtype).removeprefix("torch.")
+
+
+def _other_tokenizer(made: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """What to know where tokens had another meaning, as far as a calibration says which they had."""
+    differ = sorted({name for name, _ in set((made or now).items()) ^ set(now.items())})
+    return f", read by another tokenizer ({', '.join(differ[:3])} differ)" if differ else ""
 
 
 def _same_model(folder: Path, made: Mapping[str, Any], now: Mapping[str, Any]) -> None:

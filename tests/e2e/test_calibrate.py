@@ -145,9 +145,26 @@ def test_models_in_pickle_files_are_told_apart_too(tiny_folder, text_file, tmp_p
     with pytest.raises(CalibrationError, match=r"other weights or settings \(pytorch_model\.bin differ\)"):
         prunelm.prune(other, tmp_path / "out", calibrated=seen, text=text_file, sparsity=0.3, **options)
     prunelm.prune(mine, tmp_path / "out", calibrated=seen, text=text_file, sparsity=0.3, **options)
+    source = find_model(mine, allow_pickle=True)
     (mine / "pytorch_model.bin").rename(mine / "weights.pt")
     with pytest.raises(CheckpointError, match=r"mine: it has no \.safetensors or \.bin file, so its weights cannot be"):
-        fingerprint(find_model(mine, allow_pickle=True))
+        fingerprint(source)
+
+
+def test_another_tokenizer_is_told(calibrated, tiny_folder, text_file, tmp_path):
+    seen, dense = calibrated("flap"), shutil.copytree(tiny_folder("llama"), tmp_path / "dense")
+    (dense / "chat_template.jinja").write_text("{{ messages }}")
+    options = {"recipe": "flap", "samples": 24, "length": 32, "multiple_of": 1, "sparsity": 0.3, "text": text_file}
+    said = "tokens), read by another tokenizer (chat_template.jinja differ)"
+    for folder, told in ((dense, True), (tiny_folder("llama"), False)):
+        report = prunelm.prune(folder, tmp_path / "out", calibrated=seen, force=True, **options)
+        assert any(note.endswith(said) for note in report.notes) == told
+    older = shutil.copytree(seen, tmp_path / "older")
+    facts = json.loads((older / "calibration.json").read_text())
+    facts.pop("tokenizer")
+    (older / "calibration.json").write_text(json.dumps(facts))
+    report = prunelm.prune(dense, tmp_path / "out", calibrated=older, force=True, **options)
+    assert not any("tokenizer" in note for note in report.notes)
 
 
 def test_the_library_twin(calibrated, tiny_folder, text_file, tmp_path):
