@@ -336,16 +336,20 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
             ignore_mismatched_sizes=True,
             **options,
         )
-    wrong = sorted(info["mismatched_keys"])
-    if wrong:
-        weight, stored, built = wrong[0]
-        raise shape_error(source.name, len(wrong), weight, stored, built)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
+    _check_loaded(source, info)
     if quantized is not None:
         forget_quantization_(model)
     return _on_its_devices(model.eval(), source)
+
+
+def _check_loaded(source: Source, info: Mapping[str, Any]) -> None:
+    """Raise if weights of a model did not come from the files, by what transformers says of them."""
+    wrong, missing = sorted(info["mismatched_keys"]), sorted(info["missing_keys"])
+    if wrong:
+        weight, stored, built = wrong[0]
+        raise shape_error(source.name, len(wrong), weight, stored, built)
+    if missing:
+        raise CheckpointError(f"{source.name}: {len(missing)} weights are missing, first {missing[0]}")
 
 
 def unmapped(folder: Path) -> dict[str, Any] | None:
@@ -450,7 +454,14 @@ def _stock_class(source: Source) -> Any:
 
 def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with _answered(source, "cannot be loaded"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), gguf_file=source.gguf, **options)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            str(source.folder),
+            gguf_file=source.gguf,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    _check_loaded(source, info)
     forget_quantization_(model)
     return _on_its_devices(model.eval(), source)
 

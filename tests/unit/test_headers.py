@@ -48,8 +48,8 @@ def damaged(tiny_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., P
     return make
 
 
-def gguf(path: Path, **sizes: int) -> Path:
-    """A llama of one tensor whose header says such sizes."""
+def gguf(path: Path, without: str = "", **sizes: int) -> Path:
+    """A llama of one block, without one of its tensors, whose header says such sizes."""
     said = {"block_count": 1, "embedding_length": 64, "feed_forward_length": 128, **sizes}
     writer = GGUFWriter(path, "llama")
     for name, size in said.items():
@@ -59,7 +59,12 @@ def gguf(path: Path, **sizes: int) -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"])
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5, 2.5])
-    writer.add_tensor("token_embd.weight", np.zeros((3, 64), dtype=np.float32))
+    shapes = {"token_embd": (3, 64), "output_norm": (64,), "blk.0.attn_norm": (64,), "blk.0.ffn_norm": (64,)}
+    shapes |= {f"blk.0.attn_{name}": (64, 64) for name in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_up": (128, 64), "blk.0.ffn_gate": (128, 64), "blk.0.ffn_down": (64, 128)}
+    for name, shape in shapes.items():
+        if name != without:
+            writer.add_tensor(f"{name}.weight", np.ones(shape, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -122,11 +127,17 @@ def test_more_weights_than_tensors_end_it_while_the_model_is_built(damaged: Call
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ({"block_count": 2_000_000}, r"model\.gguf: block_count is 2,000,000, and the file holds 1 tensors"),
-        ({"feed_forward_length": MANY}, r"asks for 3,840,\d{3},\d{3} numbers, and the files hold no more than 192"),
+        ({"block_count": 2_000_000}, r"model\.gguf: block_count is 2,000,000, and the file holds 11 tensors"),
+        (
+            {"feed_forward_length": 256},
+            r"3 weights .*mlp\.down_proj\.weight: \(64, 128\) in the file, \(64, 256\) by the",
+        ),
+        ({"block_count": 2}, r"9 weights are missing, first model\.layers\.1\.input_layernorm\.weight"),
+        ({"without": "blk.0.ffn_up"}, r"1 weights are missing, first model\.layers\.0\.mlp\.up_proj\.weight"),
+        ({"feed_forward_length": MANY}, r"asks for 3,840,\d{3},\d{3} numbers, and the files hold no more than 41,"),
     ],
 )
-def test_a_gguf_header_is_not_believed(sizes: dict[str, int], says: str, tmp_path: Path) -> None:
+def test_a_gguf_header_is_not_believed(sizes: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=says):
         load_model(find_model(gguf(tmp_path / "model.gguf", **sizes)))
 
