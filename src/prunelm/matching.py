@@ -177,7 +177,7 @@ def _matched(before: Site, after: Site) -> tuple[Int[Tensor, " kept"] | None, st
 def _rows(before: Site, after: Site) -> tuple[Float[Tensor, "unit weights"], Float[Tensor, "kept others"]]:
     """The rows of each unit in the producers that narrow the dense site, one after another; of both, on one device."""
     names = _producers(before).keys() & _producers(after).keys()
-    a, b = (_signatures(site, sorted(names)) for site in (before, after))
+    a, b = (_signatures(site, sorted(names), per_query=before.per_query) for site in (before, after))
     return a, b.to(a.device)
 
 
@@ -188,10 +188,19 @@ def _producers(site: Site) -> dict[str, Slot]:
     return {name: own[layer] for name, layer in layers.items() if layer in own}
 
 
-def _signatures(site: Site, names: Sequence[str]) -> Float[Tensor, "unit weights"]:
-    """The rows of each unit in some producers, one after another."""
-    slots = [_producers(site)[name] for name in names]
-    return torch.cat([weight_of(slot.layer).detach().float()[slot.index].flatten(1) for slot in slots], dim=1)
+def _signatures(site: Site, names: Sequence[str], *, per_query: bool) -> Float[Tensor, "unit weights"]:
+    """The rows of each unit in some producers, one after another; with `per_query`, of its query heads alone.
+
+    A site with one query head for each KV head is found as one of groups, whatever it was before.
+    """
+    found = []
+    for name in names:
+        slot, rows = _producers(site)[name], weight_of(_producers(site)[name].layer).detach().float()
+        words = [part.strip() for chunk in site.spec.producers[name].split("|") for part in chunk.split("+")]
+        all_ = site.per_query or not per_query
+        parts = [p for k, p in enumerate(slot.parts) if all_ or words[k] == "group"]
+        found.append(rows[torch.cat(parts, dim=1)].flatten(1))
+    return torch.cat(found, dim=1)
 
 
 def _columns(site: Site) -> Float[Tensor, "unit weights"]:

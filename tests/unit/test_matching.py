@@ -26,10 +26,10 @@ def _all_but(model, key, *gone):
     return [unit for unit in range(units) if unit not in gone]
 
 
-def _plan(model, kept, reconstruction="none"):
-    sites = {s.key: s for s in find_sites(model)}
+def _plan(model, kept, reconstruction="none", unit="group"):
+    sites = {s.key: s for s in find_sites(model, unit)}
     entries = {key: {"units": sites[key].n_units, "kept": list(units)} for key, units in kept.items()}
-    return {"format": 1, "recipe": {"unit": "group", "reconstruction": reconstruction}, "sites": entries}
+    return {"format": 1, "recipe": {"unit": unit, "reconstruction": reconstruction}, "sites": entries}
 
 
 def _checked(plan, dense, pruned):
@@ -91,6 +91,19 @@ def test_units_are_found_in_their_order(unit):
     assert found["1.attention"].tolist() == kept["1.attention"]
     assert found["0.ffn"].tolist() == list(range(2, sizes["0.ffn"]))
     assert found["1.ffn"].tolist() == list(range(sizes["1.ffn"]))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_one_query_head_of_each_group_is_found(family):
+    dense, kept = tiny_model(family), {"0.attention": [1, 2, 5], "1.attention": [0, 3, 4]}
+    pruned = _pruned(family, kept, "query")
+    found, unit = matched_units(dense, pruned)
+    assert unit == "query"
+    assert {key: found[key].tolist() for key in kept} == kept
+    plan = _plan(dense, kept, unit="query")
+    assert _checked(plan, dense, pruned) == []
+    with pytest.raises(CheckpointError, match=r"0\.attention: pruning.json says that unit"):
+        _checked(plan, tiny_model(family, seed=7), pruned)
 
 
 def test_sites_without_units_are_found_to_be_gone():
