@@ -133,7 +133,7 @@ def matched_units(dense: PreTrainedModel, pruned: PreTrainedModel) -> tuple[Kept
     Raises:
         CheckpointError: another shape, or rows of the pruned model that the dense one does not have.
     """
-    problem = ""
+    problems: list[str] = []
     for unit in UNITS:
         small = {site.key: site for site in find_sites(pruned, unit)}
         found: Kept = {}
@@ -144,11 +144,13 @@ def matched_units(dense: PreTrainedModel, pruned: PreTrainedModel) -> tuple[Kept
                 continue
             kept, problem = _matched(before, after)
             if kept is None:
+                problems.append(problem)
                 break
             found[before.key] = kept
         else:
             return found, unit
-    raise CheckpointError(f"{problem}. {OTHERWISE}")
+    fitting = [problem for problem in problems if OTHER_SHAPE not in problem]
+    raise CheckpointError(f"{[*fitting, *problems][0]}. {OTHERWISE}")
 
 
 def _matched(before: Site, after: Site) -> tuple[Int[Tensor, " kept"] | None, str]:

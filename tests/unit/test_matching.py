@@ -106,6 +106,19 @@ def test_one_query_head_of_each_group_is_found(family):
         _checked(plan, tiny_model(family, seed=7), pruned)
 
 
+def test_what_is_said_is_of_the_units_that_fit():
+    """One group of the other model is no matter of query heads, and differing query heads are no matter of groups."""
+    with pytest.raises(CheckpointError, match=r"0\.attention: unit \d is like no unit of the dense model"):
+        matched_units(tiny_model("llama"), _pruned("llama", {"0.attention": [1, 2]}, seed=7))
+    uneven = _pruned("llama", {"0.attention": [1, 2, 5]}, "query")
+    site = next(s for s in find_sites(uneven) if s.name == "attention")
+    narrow_(site, torch.tensor([0, 2]))
+    with pytest.raises(CheckpointError, match="not the same number of query heads is left in every group"):
+        matched_units(tiny_model("llama"), uneven)
+    with pytest.raises(CheckpointError, match=r"0\.attention: its units have another shape"):
+        matched_units(tiny_model("llama"), tiny_model("llama", hidden_size=96))
+
+
 def test_sites_without_units_are_found_to_be_gone():
     dense, pruned = tiny_model("llama"), _pruned("llama", {"1.ffn": []})
     assert gone_sites(pruned)
