@@ -439,8 +439,9 @@ def check_allocator(name: str, sites: Sequence[Site], *, multiple_of: int = 1, m
 def check_reconstruction(name: str, *, ridge: float = 1e-3) -> None:
     """Raise unless a reconstruction keeps shapes and inputs, and never fits worse than doing nothing.
 
-    A refit returns a perfect weight unchanged; a repair that keeps every channel returns the layer unchanged. Where one
-    factorization serves all numbers of channels, it gives what a solve for each number gives.
+    A refit returns a perfect weight unchanged; a repair that keeps every channel returns the layer unchanged; one that
+    says that it changes only biases leaves layers without one alone. Where one factorization serves all numbers of
+    channels, it gives what a solve for each number gives.
     """
     solve = RECONSTRUCTIONS[name]
     generator = torch.Generator().manual_seed(0)
@@ -463,6 +464,8 @@ def check_reconstruction(name: str, *, ridge: float = 1e-3) -> None:
                 assert error <= old_error + 1e-9, f"{name}: error rises from {old_error:.3e} to {error:.3e}"
                 unchanged = drift or len(kept) < 7 or torch.allclose(new, weight, atol=1e-4)
                 assert unchanged, f"{name}: a perfect weight was changed"
+                left = not solve.only_biases or bias is not None or torch.equal(new, weight[:, kept])
+                assert left, f"{name}: only_biases, but it changed a layer without a bias"
                 if solve.nested is not None:
                     check_nested(solve, weight, bias, moments, ridge)
 
