@@ -252,7 +252,7 @@ def test_something_else_of_that_name_is_not_taken_for_the_output(cli, begun, tmp
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (OSError(5, "Input/output error", "disk"), "error: disk: Input/output error What is done is kept; go on with"),
+        (OSError(5, "Input/output error", "disk"), "error: disk: Input/output error. What is done is kept; go on with"),
         (MemoryError(), "batches of one sequence of 32 tokens, and "),
         (RuntimeError("can't allocate memory: you tried to allocate 99 bytes"), "batches of one sequence of 32 tokens"),
     ],
