@@ -14,7 +14,7 @@ from .data import Batches
 from .depth import block_influence
 from .derivatives import Derivatives, derivatives_of
 from .descent import descend
-from .errors import CalibrationError, DataError
+from .errors import CalibrationError
 from .fusion import with_fusion
 from .job import Job, decide
 from .journal import Journal
@@ -136,11 +136,7 @@ def _by_policy(
 ) -> Outlook:
     """Scores of units whose order a policy search found, from a start by the recipe's criteria."""
     model = stream.model
-    if not read.judging.batches:
-        raise DataError(
-            f"{read.sequences} calibration sequences leave none to hold out, and a policy is judged on some: at least "
-            f"{round(1 / recipe.held_out)} are needed. Give more text, --samples or --held-out."
-        )
+    read.check_held("a policy is judged on")
     loss, held = (
         objective(recipe.loss, model, batches, unlabeled="kl", seed=recipe.seed)
         for batches in (read.fitted, read.judging)

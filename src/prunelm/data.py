@@ -58,11 +58,12 @@ class Batches:
     def split(self, share: float) -> tuple["Batches", "Batches"]:
         """These batches without every n-th sequence, n = 1 / share rounded, and the sequences left out.
 
-        With share 0, or fewer than two sequences, nothing is left out.
+        Where there are fewer than n, the last one is left out; with share 0, or fewer than two sequences, none is.
         """
-        if share == 0 or sum(len(batch["input_ids"]) for batch in self.batches) < 2:
+        total = sum(len(batch["input_ids"]) for batch in self.batches)
+        if share == 0 or total < 2:
             return self, replace(self, batches=[], facts={"tokens": 0, "sequences": 0})
-        every, start = max(2, round(1 / share)), 0
+        every, start = min(max(2, round(1 / share)), total), 0
         parts: tuple[list[Batch], list[Batch]] = ([], [])
         for batch in self.batches:
             number = torch.arange(len(batch["input_ids"]), device=batch["input_ids"].device) + start
@@ -73,6 +74,17 @@ class Batches:
                     mine.append({name: value[rows] for name, value in batch.items()})
         fit, held = (replace(self, batches=_joined(p, self.batch_tokens), facts=_counts(p)) for p in parts)
         return fit, held
+
+    def at_least(self, count: int) -> "Batches":
+        """The same sequences in at least so many batches, as far as there are sequences."""
+        if len(self.batches) >= count:
+            return self
+        rows = max(1, sum(len(batch["input_ids"]) for batch in self.batches) // count)
+        batches: list[Batch] = []
+        for batch in self.batches:
+            starts = range(0, len(batch["input_ids"]), rows)
+            batches += [{name: value[i : i + rows] for name, value in batch.items()} for i in starts]
+        return replace(self, batches=batches)
 
 
 def sequences_at_once(length: int, tokens: int = BATCH_TOKENS) -> int:

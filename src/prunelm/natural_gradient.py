@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .distributed import agreed_number
-from .errors import DataError
 from .fisher import finite
 from .moments import Moments
 from .placement import exact, statistics_device
@@ -47,12 +46,13 @@ Told = Callable[[int], None]
 class Aim:
     """What the dense model answers: on the tokens whose gradient is followed, and on held-out ones that judge it.
 
-    `parts` are the batches to fit of each step.
+    `parts` are the batches to fit of each step; of the steps asked for, only those that there is text for.
     """
 
     fit: Divergence
     held: Divergence
     parts: list[list[int]]
+    asked: int
 
 
 def aim_of(stream: BlockStream, read: Reading, steps: int) -> Aim:
@@ -61,13 +61,9 @@ def aim_of(stream: BlockStream, read: Reading, steps: int) -> Aim:
     Raises:
         DataError: nothing was held out.
     """
-    if not read.judging.batches:
-        raise DataError(
-            f"{read.sequences} calibration sequences leave none to hold out, which steps of natural gradient are "
-            "judged by. Give more text, --samples or --held-out, or say --natural-steps 0."
-        )
+    read.check_held("steps of natural gradient are judged by")
     fit, held = (Divergence(stream, places, again=True) for places in (read.fit, read.held))
-    return Aim(fit=fit, held=held, parts=read.fit_parts(steps))
+    return Aim(fit=fit, held=held, parts=read.fit_parts(steps), asked=steps)
 
 
 @torch.no_grad()
@@ -107,7 +103,9 @@ def natural_steps_(
         now, taken = step.facts["divergence"], taken + bool(step.tensors)
         done += len(batches)
     what = f"{aim.held.rows:,} held-out {'sequences' if task_of(model) == 'classifier' else 'tokens'}"
-    return [_said(start, now, f"{taken} of {len(aim.parts)} steps" if taken else "", what)]
+    steps = f"{taken} of {len(aim.parts)} steps" if taken else ""
+    few = f", the text having no more sequences to fit than {len(aim.parts)}" if len(aim.parts) < aim.asked else ""
+    return [_said(start, now, steps, what) + few]
 
 
 def _tell(progress: Progress, before: int, total: int, done: int) -> None:

@@ -236,6 +236,7 @@ def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
     """Prune block by block, as an earlier run did where it got so far, check the plan, and take the recipe's steps."""
     job, room, steps = work.job, work.stream.room, work.recipe.natural_steps
     aim = aim_of(work.stream, work.read, steps) if steps else None
+    job.notes.extend(_unjudged(work.read, work.recipe))
     groups = by_block(job.sites)
     last = max(groups)
     for i in range(len(work.stream.blocks)):
@@ -258,6 +259,16 @@ def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
         said = natural_steps_(work.stream.model, aim, bench=bench, progress=progress)
         towards = ", from the model without its hidden channels" if work.recipe.hidden else ""
         job.notes.extend(note + towards for note in said)
+
+
+def _unjudged(read: Reading, recipe: Recipe) -> list[str]:
+    """What to know where held-out tokens should judge repairs and there are none."""
+    if read.judging.batches or not recipe.held_out or RECONSTRUCTIONS[recipe.reconstruction].stage != "repair":
+        return []
+    return [
+        f"nothing was held out of {read.sequences} calibration sequence{'s' * (read.sequences != 1)}: the ridge is "
+        f"{recipe.ridge:g} as given, and no repair was compared with a milder one"
+    ]
 
 
 def _without_blocks(

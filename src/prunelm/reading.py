@@ -46,12 +46,28 @@ class Reading:
         return {"consumer": self.fit, "held": self.held, "producer": self.refit}
 
     def fit_parts(self, count: int) -> list[list[int]]:
-        """This process's batches to fit, in so many parts of all of them, which any number of processes share alike."""
+        """This process's batches to fit, in so many parts of all of them, which any number of processes share alike.
+
+        Fewer parts where there are fewer batches.
+        """
         whole = len(self.fitted.batches)
+        count = min(count, whole)
         parts: list[list[int]] = [[] for _ in range(count)]
         for b, place in zip(self.fit, in_turns(range(whole)), strict=True):
             parts[place * count // whole].append(b)
         return parts
+
+    def check_held(self, what: str) -> None:
+        """Raise unless something was held out, for what is said of it.
+
+        Raises:
+            DataError: with the number of sequences.
+        """
+        if not self.judging.batches:
+            raise DataError(
+                f"{self.sequences} calibration sequence leaves none to hold out, which {what}: at least 2 are needed. "
+                "Give more text or --samples, or a smaller --length."
+            )
 
     def fisher_batches(self, recipe: Recipe) -> list[Batch]:
         """The batches that Fisher matrices are taken from: whole ones up to the recipe's tokens."""
@@ -64,11 +80,7 @@ class Reading:
         Raises:
             DataError: nothing was held out.
         """
-        if not self.judging.batches:
-            raise DataError(
-                f"{self.sequences} calibration sequences leave none to hold out: allocator {recipe.allocator!r} "
-                f"needs at least {round(1 / recipe.held_out)}. Give more text, --samples or --held-out."
-            )
+        self.check_held(f"allocator {recipe.allocator!r} measures on")
         return [self.here[b] for b in self.judged if b in self.here]
 
     @property
@@ -119,6 +131,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
     stage = RECONSTRUCTIONS[recipe.reconstruction].stage
     judges = stage == "repair" or recipe.judges_output
     fit, held = calibration.split(recipe.held_out if judges else 0.0)
+    fit = fit.at_least(recipe.natural_steps)
     batches = [without_labels(batch) for batch in (*fit.batches, *held.batches)]
     first, second = range(len(fit.batches)), range(len(fit.batches), len(batches))
     third = first

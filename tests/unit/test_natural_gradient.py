@@ -138,8 +138,24 @@ def _overflowing(own):
 def test_too_little_text_to_judge_steps_is_one_line(family, recipe):
     model = tiny_model(family)
     few = Recipe.load(recipe, sparsity=0.2, multiple_of=1, natural_steps=2)
-    with pytest.raises(DataError, match="2 calibration sequences leave none to hold out"):
-        prune_(model, _calibration(model, batches=1), few)
+    one = {name: value[:1] for name, value in tiny_inputs(model).items()}
+    with pytest.raises(DataError, match="1 calibration sequence leaves none to hold out"):
+        prune_(model, Batches(batches=[one], facts={"tokens": 12, "sequences": 1}), few)
+
+
+def test_steps_share_the_sequences_however_many_go_through_the_model_at_once():
+    """All sequences in one batch, and one more step than there are sequences to fit."""
+    model = tiny_model("llama")
+    whole = Batches(
+        batches=[{"input_ids": torch.cat([tiny_inputs(model, seed=seed)["input_ids"] for seed in range(2)])}],
+        facts={"tokens": 48, "sequences": 4},
+    )
+    fit, held = whole.split(0.25)
+    parts = [batch["input_ids"] for batch in fit.at_least(2).batches]
+    assert [len(part) for part in [*parts, held.batches[0]["input_ids"]]] == [1, 1, 1, 1]
+    assert torch.equal(torch.cat(parts), fit.batches[0]["input_ids"])
+    said = _said(prune_(model, whole, replace(RECIPE, natural_steps=4)))
+    assert said.endswith("of 3 steps, the text having no more sequences to fit than 3") or "no step lowers" in said
 
 
 def test_steps_towards_a_model_without_hidden_channels_say_so():

@@ -326,7 +326,7 @@ def test_too_little_text_to_hold_any_out_is_named():
     batches = Batches(
         batches=[{"input_ids": tiny_inputs(model)["input_ids"][:1]}], facts={"tokens": 12, "sequences": 1}
     )
-    with pytest.raises(DataError, match="leave none to hold out"):
+    with pytest.raises(DataError, match="leaves none to hold out"):
         prune_(model, batches, _recipe())
 
 

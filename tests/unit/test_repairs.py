@@ -155,6 +155,19 @@ def test_families_whose_config_has_no_room_for_a_bias_say_so():
     assert job.notes == ["mistral: its config gives attention and ffn no bias, so repairs there have none"]
 
 
+@pytest.mark.parametrize("sequences", [1, 2, 7])
+def test_few_sequences_judge_too_and_one_alone_is_told(sequences):
+    model = tiny_model("llama")
+    ids = torch.cat([tiny_inputs(model, seed=seed)["input_ids"] for seed in range(4)])[:sequences]
+    few = Batches(batches=[{"input_ids": ids}], facts={"tokens": ids.numel(), "sequences": sequences})
+    fit, held = few.split(0.125)
+    assert len(held.batches) == (sequences > 1)
+    assert torch.equal(torch.cat([fit.batches[0]["input_ids"], *[b["input_ids"] for b in held.batches]]), ids)
+    report = prune_(model, few, _recipe(held_out=0.125))
+    told = [note for note in report.notes if note.startswith("nothing was held out of 1 calibration sequence: ")]
+    assert len(told) == (sequences == 1)
+
+
 def test_one_sequence_in_eight_is_held_out():
     model = tiny_model("llama")
     fit, held = _calibration(model, 8).split(0.125)
