@@ -10,7 +10,7 @@ from .progress import Progress, silent
 from .pruning import Report
 from .recipe import Recipe
 from .streaming import Tell, tell_nobody
-from .workbench import forget, unfinished
+from .workbench import forget, going_on, unfinished
 from .workflow.calibrating import calibrate
 from .workflow.one_size import prune
 from .workflow.several_sizes import prune_sizes
@@ -57,12 +57,13 @@ def resume(
     if "limit" in task:
         task["limit"] = limit_of(**task["limit"])
     options: dict[str, Any] = {**task, "force": head["force"] or len(sparsities) > 1, "progress": progress}
-    if command == "calibrate":
-        calibrate(out=out, **_without(options, "calibrated", "dtype"))
-        return {}
-    if len(sparsities) > 1:
-        return prune_sizes(out=out, sparsities=sparsities, **options)
-    return {Path(out): prune(out=out, tell=tell, **options)}
+    with going_on():
+        if command == "calibrate":
+            calibrate(out=out, **_without(options, "calibrated", "dtype"))
+            return {}
+        if len(sparsities) > 1:
+            return prune_sizes(out=out, sparsities=sparsities, **options)
+        return {Path(out): prune(out=out, tell=tell, **options)}
 
 
 def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:

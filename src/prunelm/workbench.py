@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,17 @@ class Step:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Workbench:
-    """The finished steps of some work, by name; without a folder nothing is kept."""
+_GOING_ON = ContextVar("prunelm.going_on", default=False)
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+
+class Workbench:
+    """The finished steps of some work, by name; without a folder nothing is kept.
+
+    With `anew`, those of other inputs are dropped in place of being refused.
+    """
+
+    def __init__(self, folder: Path | None = None, *, anew: bool = False) -> None:
+        self.folder, self.anew = folder, anew
 
     def get(self, name: str) -> Step | None:
         """A step that was finished before; None where it was not, or where its file is damaged."""
@@ -98,7 +105,7 @@ class Workbench:
         if self.folder is None:
             return self
         (self.folder / name).mkdir(exist_ok=True)
-        return Workbench(self.folder / name)
+        return Workbench(self.folder / name, anew=self.anew)
 
     def drop(self, name: str) -> None:
         """Let the steps of one part go."""
@@ -106,7 +113,7 @@ class Workbench:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def check(self, inputs: Mapping[str, Any]) -> None:
-        """Raise unless the work was begun with the same inputs; the first time, note them.
+        """Raise unless the work was begun with the same inputs, or drop that of others; the first time, note them.
 
         Raises:
             ResumeError: says which of them differ.
@@ -119,7 +126,11 @@ class Workbench:
             _write(path, now)
             return
         differ = differences(_read(path), now)
-        if differ:
+        if differ and self.anew:
+            for step in self._steps():
+                step.unlink()
+            _write(path, now)
+        elif differ:
             raise ResumeError(
                 f"{self.folder}: the unfinished work of other inputs: {in_words(differ)}. Put them back, or say "
                 "--force with the whole command to begin anew."
@@ -128,9 +139,12 @@ class Workbench:
     @property
     def done(self) -> int:
         """How many steps are finished."""
-        if self.folder is None or not self.folder.is_dir():
-            return 0
-        return len(list(self.folder.rglob("*.safetensors"))) + len(list(self.folder.rglob("*.jsonl")))
+        return len(self._steps())
+
+    def _steps(self) -> list[Path]:
+        if self.folder is None:
+            return []
+        return [path for kind in ("*.safetensors", "*.jsonl") for path in self.folder.rglob(kind)]
 
     def _files(self, name: str) -> list[Path]:
         return sorted(self.folder.glob(f"{name}.*.safetensors")) if self.folder is not None else []
@@ -148,7 +162,7 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         out: what is made.
         task: all that was asked, as plain data.
         command: that resumes it.
-        force: drop the unfinished work of another task.
+        force: drop the unfinished work of another task or of other inputs; within `going_on`, it was said before.
 
     Raises:
         ResumeError: `out` has the unfinished work of another task, or of another version; says what differs.
@@ -159,7 +173,7 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         with deterministic(agreed_data(False)):
             yield Workbench()
         return
-    bench, start = Workbench(place_of(out)), time.monotonic()
+    bench, start = Workbench(place_of(out), anew=force and not _GOING_ON.get()), time.monotonic()
     assert bench.folder is not None
     head = _begun(bench, out, task, command, force)
     before, threads = bench.done, torch.get_num_threads()
@@ -177,6 +191,16 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
     finally:
         torch.set_num_threads(threads)
     forget(out)
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """While open, the work is that of an earlier run, asked for as it was then."""
+    before = _GOING_ON.set(True)
+    try:
+        yield
+    finally:
+        _GOING_ON.reset(before)
 
 
 def place_of(out: Path) -> Path:

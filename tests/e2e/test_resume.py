@@ -184,6 +184,25 @@ def test_damaged_work_is_dropped_by_force(cli, begun, tmp_path):
     assert tree(tmp_path / "out") == expected
 
 
+def test_force_takes_other_inputs(cli, begun, tmp_path):
+    options, text, expected = begun
+    head = place_of(tmp_path / "out") / "task.json"
+    task = json.loads(head.read_text())
+    text.write_text(text.read_text()[::-1])
+    assert cli("prune", *options).code == 1
+    workbench._write(head, {**{key: value for key, value in task.items() if key != "sum"}, "force": True})
+    ran = cli("prune", "--resume", tmp_path / "out")
+    assert ran.code == 1
+    assert "the unfinished work of other inputs: calibration.sha256 was" in ran.err
+    assert cli("prune", *options, "--force").code == 0
+    found = tree(tmp_path / "out")
+    assert found != expected
+    shutil.rmtree(tmp_path / "out")
+    assert cli("prune", *options).code == 0
+    assert tree(tmp_path / "out") == found
+    assert not place_of(tmp_path / "out").exists()
+
+
 def test_force_begins_anew(cli, begun, tmp_path):
     options, _, expected = begun
     assert cli("prune", *options, "--seed", "7", "--force").code == 0
