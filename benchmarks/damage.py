@@ -47,6 +47,15 @@ def damaged_json(sample: Mapping[str, Any]) -> st.SearchStrategy[bytes]:
     return st.one_of(edited, edited, damaged_bytes(text))
 
 
+def other_sizes(sample: Mapping[str, Any]) -> st.SearchStrategy[bytes]:
+    """Files like a JSON file, some of whose whole numbers are others."""
+    names = sorted(name for name, value in sample.items() if type(value) is int)
+    sizes = st.dictionaries(
+        st.sampled_from(names), st.sampled_from(NUMBERS) | st.integers(1, 10**9), min_size=1, max_size=3
+    )
+    return sizes.map(lambda found: json.dumps({**sample, **found}).encode())
+
+
 def damaged_bytes(sample: bytes) -> st.SearchStrategy[bytes]:
     """Files like a file: bits flipped, bytes put in, numbers overwritten, cut short; or any short bytes."""
     edited = BYTE_EDITS.map(lambda edits: edited_bytes(sample, edits))

@@ -30,7 +30,7 @@ from prunelm.data import read_documents, read_labeled
 from prunelm.errors import PruneLMError
 from prunelm.forms import damage_answered
 from prunelm.journal import Journal
-from prunelm.loading import Source, check_gguf, find_model, skeleton
+from prunelm.loading import Source, check_gguf, find_model, load_model, skeleton
 from prunelm.matching import planned_units
 from prunelm.plan_file import PlanFile, differences
 from prunelm.planning import plan
@@ -43,7 +43,7 @@ from prunelm.survey import Survey
 from prunelm.testing import tiny_model
 from prunelm.workbench import HEAD, place_of, unfinished, workbench
 
-from .damage import damaged_bytes, damaged_json
+from .damage import damaged_bytes, damaged_json, other_sizes
 from .record import measure
 
 COUNT = 10_000
@@ -225,7 +225,7 @@ def _weights(scratch: Path) -> dict[str, Kind]:
             assert (folder / name).parent.resolve() == folder.resolve(), f"{name} lies outside"
 
     sample = {"metadata": {"total_size": 9}, "weight_map": {"x": "a.safetensors", "y": "a.safetensors"}}
-    single, shaped = _model(scratch / "single"), _model(scratch / "shaped")
+    single, shaped, loaded = (_model(scratch / name) for name in ("single", "shaped", "loaded"))
     header = single / "model.safetensors"
     save_file({"x": torch.ones(3, 5), "y": torch.ones(7, dtype=torch.bfloat16)}, header, metadata={"format": "pt"})
     gguf = scratch / "model.gguf"
@@ -244,6 +244,11 @@ def _weights(scratch: Path) -> dict[str, Kind]:
         "safetensors header": _bytes(header.read_bytes(), _in(header, lambda: find_model(single))),
         "GGUF header": _bytes(gguf.read_bytes(), _in(gguf, lambda: check_gguf(gguf))),
         "config.json": _json(config, _in(shaped / "config.json", lambda: find_model(shaped).config())),
+        "config.json, loaded": Kind(
+            whole=json.dumps(config).encode(),
+            files=st.one_of(damaged_json(config), other_sizes(config)),
+            read=_in(loaded / "config.json", lambda: load_model(find_model(loaded))),
+        ),
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from .record import measure
 
-COUNT = 2_000
+COUNT = 10_000
 SEED = 1
 
 

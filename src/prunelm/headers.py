@@ -20,7 +20,7 @@ _BLOCKS = "num_hidden_layers"
 """What transformers calls the number of blocks, whatever a family's config.json calls it."""
 _TIMES = 4
 """How often a weight may be made while a model is built: it can be tied, and be narrowed along both axes."""
-_PARTS = 256
+_PARTS = 64
 """Weights that a model may have beside those: heads that are tied, or missing, which is said by their names."""
 _OWN = 1 << 24
 """Numbers that a model may compute itself, such as masks and positions."""

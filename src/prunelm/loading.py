@@ -45,6 +45,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _DAMAGED = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
     IndexError,
@@ -55,7 +57,6 @@ _DAMAGED = (
     StrictDataclassError,
     TypeError,
     ValueError,
-    ZeroDivisionError,
 )
 _PLAN = {
     "loader": str,

@@ -154,6 +154,8 @@ def test_config_that_is_no_config(
         {"architectures": [5]},
         {"architectures": ["torch"]},
         {"dtype": "no-such-type"},
+        {"pad_token_id": 300},
+        {"vocab_size": 10**30},
     ],
     ids=str,
 )

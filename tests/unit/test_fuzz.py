@@ -14,6 +14,7 @@ NAMES = (
     "safetensors header",
     "GGUF header",
     "config.json",
+    "config.json, loaded",
     "pruning.json",
     "pruning.json, reported",
     "evaluation.json",
