@@ -22,7 +22,7 @@ def check_sparsity(sparsity: float) -> None:
     Raises:
         BudgetError: says what a sparsity is.
     """
-    if not isinstance(sparsity, int | float) or not math.isfinite(sparsity) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise BudgetError(
             f"sparsity must be in [0, 1), got {sparsity}. 0.2 removes a fifth of the prunable parameters."
         )

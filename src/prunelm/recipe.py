@@ -46,6 +46,8 @@ LEAST = {
 """What whole numbers are at least."""
 SEEDS = 2**32
 """Seeds are below this: what is drawn from them, step by step, has seeds of 64 bits."""
+MOST = 2**63 - 1
+"""The largest whole number that TOML knows."""
 CHOICES = {
     "of": ("blocks", "model"),
     "unit": ("group", "query"),
@@ -502,6 +504,8 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
         )
     if not good:
         raise RecipeError(f"{name} must be {word}, got {value!r}")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise RecipeError(f"{name} must be at most {MOST:,}, got a number of {len(str(abs(value)))} digits")
 
 
 def _one_of(recipe: Recipe, name: str, allowed: tuple[str, ...]) -> None:

@@ -698,6 +698,7 @@ def test_heads_compared_where_there_are_none(
         ('[attention]\ncriterion = "head-similarity"\nrule = "new"', ("rule", "repaired", "printed", "'new'")),
         ('[attention]\ncriterion = "head-similarity"\nform = "new"', ("form", "exact", "gaussian", "'new'")),
         ('order = "one-shot"\nreconstruction = "two-step"', ("one-shot", "refit", "sequential")),
+        ("ridge = 1" + 400 * "0", ("ridge must be at most 9,223,", "401 digits")),
         ("held_out = 0.7", ("held_out must be in", "0.7")),
         ("dense_share = -1.0", ("dense_share must be in", "-1")),
         ('allocator = "sensitivity"\nper_block = true', ("held_out must be above 0",)),
