@@ -28,7 +28,7 @@ from .placement import exact, statistics_device
 from .progress import Progress, silent
 from .reading import Reading
 from .rehearsal import copied, put_
-from .sensitivity import Divergence
+from .sensitivity import Divergence, Told
 from .sites import Site, find_sites, weight_of
 from .stream import BlockStream
 from .tasks import task_of
@@ -38,8 +38,6 @@ FIRST = 1 / 4
 """The first length tried, as a share of that which would bring the divergence to zero if it went on falling as now."""
 HALVINGS = 6
 """How often a length that does not help is halved before the weights stay as they are."""
-Told = Callable[[int], None]
-"""Told how many batches of a step are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +53,16 @@ class Aim:
     asked: int
 
 
-def aim_of(stream: BlockStream, read: Reading, steps: int) -> Aim:
+def aim_of(stream: BlockStream, read: Reading, steps: int, progress: Progress = silent) -> Aim:
     """The aim of some steps, taken while the stream is at the first block of the dense model.
 
     Raises:
         DataError: nothing was held out.
     """
     read.check_held("steps of natural gradient are judged by")
-    fit, held = (Divergence(stream, places, again=True) for places in (read.fit, read.held))
+    told = partial(_tell, progress, "dense answers", len(read.fit) + len(read.held))
+    fit = Divergence(stream, read.fit, again=True, told=partial(told, 0))
+    held = Divergence(stream, read.held, again=True, told=partial(told, len(read.fit)))
     return Aim(fit=fit, held=held, parts=read.fit_parts(steps), asked=steps)
 
 
@@ -93,11 +93,12 @@ def natural_steps_(
     bench = bench or Workbench()
     sites = [site for site in find_sites(model) if weight_of(site.consumer.layer).numel()]
     start = now = aim.held.measure(0, aim.held.entering)
+    told = partial(_tell, progress, "natural gradient", len(aim.fit.batches))
     taken = done = 0
     for n, batches in enumerate(aim.parts):
         step = bench.get(f"natural-step-{n}")
         if step is None:
-            step = _stepped_(sites, aim, batches, now, partial(_tell, progress, done, len(aim.fit.batches)))
+            step = _stepped_(sites, aim, batches, now, partial(told, done))
             bench.put(f"natural-step-{n}", step)
         _put_(sites, step.tensors)
         now, taken = step.facts["divergence"], taken + bool(step.tensors)
@@ -108,8 +109,8 @@ def natural_steps_(
     return [_said(start, now, steps, what) + few]
 
 
-def _tell(progress: Progress, before: int, total: int, done: int) -> None:
-    progress("natural gradient", before + done, total)
+def _tell(progress: Progress, stage: str, total: int, before: int, done: int) -> None:
+    progress(stage, before + done, total)
 
 
 def _said(start: float, now: float, taken: str, what: str) -> str:

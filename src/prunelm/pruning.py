@@ -235,7 +235,7 @@ def repair_(
 def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
     """Prune block by block, as an earlier run did where it got so far, check the plan, and take the recipe's steps."""
     job, room, steps = work.job, work.stream.room, work.recipe.natural_steps
-    aim = aim_of(work.stream, work.read, steps) if steps else None
+    aim = aim_of(work.stream, work.read, steps, progress) if steps else None
     job.notes.extend(_unjudged(work.read, work.recipe))
     groups = by_block(job.sites)
     last = max(groups)

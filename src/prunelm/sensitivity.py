@@ -24,8 +24,14 @@ STEEP = (0.5, 2.5)
 """Limits of the exponent p in KL = A x error^p."""
 Point = tuple[int, float]
 """(units removed, divergence measured)."""
+Told = Callable[[int], None]
+"""Told how many batches are done."""
 Watched = Callable[[int], AbstractContextManager[None]]
 """What is open while a batch passes."""
+
+
+def _nobody(_done: int) -> None:
+    pass
 
 
 def _unwatched(_b: int) -> AbstractContextManager[None]:
@@ -59,6 +65,7 @@ class Divergence:
         whole: Sequence[Batch] | None = None,
         *,
         again: bool = False,
+        told: Told = _nobody,
     ) -> None:
         self.stream, self.batches = stream, list(batches)
         self.entering = [stream.hidden[b] for b in self.batches]
@@ -76,6 +83,7 @@ class Divergence:
                 self._last[b] = last
             else:
                 self._kept[b] = rows
+            told(len(self.counts))
         self.whole = whole if whole is not None else [stream.batches[b] for b in self.batches]
         self.rows = self.rows_of(self.batches)
         self.energy = 1.0 if self.predicts else summed_number(energy) / self.rows

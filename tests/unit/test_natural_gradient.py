@@ -158,6 +158,15 @@ def test_steps_share_the_sequences_however_many_go_through_the_model_at_once():
     assert said.endswith("of 3 steps, the text having no more sequences to fit than 3") or "no step lowers" in said
 
 
+def test_both_passes_of_the_steps_show_how_far_they_are():
+    told = []
+    _pruned("llama", progress=lambda *one: told.append(one))
+    for stage in ("dense answers", "natural gradient"):
+        done = [one[1] for one in told if one[0] == stage]
+        total = next(one[2] for one in told if one[0] == stage)
+        assert done == list(range(1, total + 1))
+
+
 def test_steps_towards_a_model_without_hidden_channels_say_so():
     _, report = _pruned("llama", replace(RECIPE, hidden=0.25, sparsity=0.35))
     assert _said(report).endswith("from the model without its hidden channels")
