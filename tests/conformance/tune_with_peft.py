@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 from transformers import AutoModelForCausalLM
 
 sys.modules["prunelm"] = None
 folder, tuned = Path(sys.argv[1]), Path(sys.argv[2])
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-model = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM"))
+targets = None if model.config.model_type in KNOWN else "all-linear"
+model = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=targets))
 ids = torch.arange(3, 51)[None]
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
 losses = []
