@@ -190,7 +190,7 @@ def test_messages_name_options_that_repair_has(cli, plain, tiny_folder, text_fil
     for options, says in (
         (("--samples", "1"), "Give more text, more --samples or --length.\n"),
         (("--samples", "1", "--bias"), "Give more text, more --samples or --length, or --reconstruction bias.\n"),
-        (("--samples", "2", "--natural-steps", "1"), "Give more text, --samples or --held-out, or say --natural-steps"),
+        (("--samples", "1", "--length", "64", "--natural-steps", "1"), "Give more text or --samples, or a smaller"),
         (("--held-out", "0", "--natural-steps", "1"), "natural_steps measure on held-out tokens: held_out must be"),
         (("--ridge", "-1"), "ridge must be a number from 0 up"),
     ):
