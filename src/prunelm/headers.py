@@ -22,8 +22,8 @@ _TIMES = 4
 """How often a weight may be made while a model is built: it can be tied, and be narrowed along both axes."""
 _PARTS = 64
 """Weights that a model may have beside those: heads that are tied, or missing, which is said by their names."""
-_OWN = 1 << 24
-"""Numbers that a model may compute itself, such as masks and positions."""
+_OWN, _COMPUTED = 1 << 24, 1 << 28
+"""Numbers in weights that may be missing, and in what a model computes itself, such as masks and positions."""
 
 _SHARE, _FEW = 4, 1 << 20
 """The number of a unit takes as much as four stored numbers in float16; so many of them are few for any model."""
@@ -122,11 +122,11 @@ def check_shapes(model: PreTrainedModel, held: Held, name: str) -> None:
     wrong = [found for found in _stored(model, held) if prod(found[1]) != prod(found[2])]
     if wrong:
         raise shape_error(name, len(wrong), *wrong[0])
-    asked = sum(t.numel() for tensors in (model.parameters(), model.buffers()) for t in tensors)
-    if asked > 2 * held.numbers + _OWN:
+    asked, own = (sum(t.numel() for t in tensors) for tensors in (model.parameters(), model.buffers()))
+    if asked > 2 * held.numbers + _OWN or own > 2 * held.numbers + _COMPUTED:
         raise CheckpointError(
-            f"{name}: its config asks for {asked:,} numbers, and the files hold no more than {held.numbers:,}. Get "
-            "config.json again, or the weights that belong to it."
+            f"{name}: its config asks for {asked + own:,} numbers, and the files hold no more than {held.numbers:,}. "
+            "Get config.json again, or the weights that belong to it."
         )
 
 

@@ -293,8 +293,8 @@ def _held(source: Source) -> Held:
         header = gguf_header(source.folder / source.gguf)
         return Held(tensors=header.tensors, numbers=header.numbers)
     size = bytes_on_disk(source)
-    files = _read_by_name(source.folder) or sorted(source.folder.glob("*.safetensors"))
-    if not files:
+    files = _read_by_name(source.folder) or weight_files(source)
+    if any(file.suffix != ".safetensors" for file in files):
         return Held(tensors=size // _PICKLED, numbers=size)
     held = held_in(files)
     if source.config().get("quantization_config") or source.config().get("compression_config"):
@@ -370,8 +370,8 @@ def unmapped(folder: Path) -> dict[str, Any] | None:
 
 def _read_by_name(folder: Path) -> list[Path]:
     """The .safetensors files that transformers reads from a folder, whichever others lie there; none if one is gone."""
-    index = folder / "model.safetensors.index.json"
-    files = _shards(index) if index.is_file() else [folder / "model.safetensors"]
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    files = _shards(index) if index.is_file() and not whole.is_file() else [whole]
     return files if all(file.is_file() for file in files) else []
 
 
@@ -415,7 +415,8 @@ def _class_named(source: Source) -> Any:
     if source.trust_remote_code:
         name = next(iter(_class_names(source.name, raw)), None)
         own = [auto for auto, place in mapped.items() if str(place).rpartition(".")[2] == name]
-        automatic = next((auto for auto in [*reversed(own), *mapped] if auto.startswith("AutoModel")), "")
+        usual = [auto for auto in mapped if auto == "AutoModelForCausalLM"]
+        automatic = next((auto for auto in [*reversed(own), *usual, *mapped] if auto.startswith("AutoModel")), "")
         return getattr(transformers, automatic, None) or _stock_class(source)
     if raw.get("model_type") != source.config()["model_type"]:
         way = "say --trust-remote-code if you trust it" if mapped else "there is none, so get that file back"
@@ -586,10 +587,11 @@ def stored_dtype(source: Source) -> torch.dtype:
 
 
 def weight_files(source: Source) -> list[Path]:
-    """The files that hold the weights: those in pickle only where there are no others."""
+    """The files that hold the weights: those in pickle only where transformers finds no others by their names."""
     if source.gguf is not None:
         return [source.folder / source.gguf]
-    return sorted(source.folder.glob("*.safetensors")) or sorted(source.folder.glob("*.bin"))
+    stored, pickled = (sorted(source.folder.glob(kind)) for kind in ("*.safetensors", "*.bin"))
+    return pickled if pickled and not _read_by_name(source.folder) else stored or pickled
 
 
 def bytes_on_disk(source: Source) -> int:

@@ -122,15 +122,14 @@ class Workbench:
         if self.folder is None:
             return
         now, path = json.loads(json.dumps(inputs)), self.folder / INPUTS
+        if self.anew and path.is_file() and (_is_damaged(path) or differences(_read(path), now)):
+            for step in (path, *self._steps()):
+                step.unlink()
         if not path.is_file():
             _write(path, now)
             return
         differ = differences(_read(path), now)
-        if differ and self.anew:
-            for step in self._steps():
-                step.unlink()
-            _write(path, now)
-        elif differ:
+        if differ:
             raise ResumeError(
                 f"{self.folder}: the unfinished work of other inputs: {in_words(differ)}. Put them back, or say "
                 "--force with the whole command to begin anew."

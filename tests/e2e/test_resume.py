@@ -176,9 +176,11 @@ def test_one_bit_of_what_was_asked(name, cli, begun, tmp_path):
     assert tree(tmp_path / "out") == expected
 
 
-def test_damaged_work_is_dropped_by_force(cli, begun, tmp_path):
+@pytest.mark.parametrize("name", ["task.json", "*/inputs.json"])
+def test_damaged_work_is_dropped_by_force(name, cli, begun, tmp_path):
     options, _, expected = begun
-    (place_of(tmp_path / "out") / "task.json").write_text("{}")
+    (path,) = place_of(tmp_path / "out").glob(name)
+    path.write_text("{}")
     assert cli("prune", *options).code == 1
     assert cli("prune", *options, "--force").code == 0
     assert tree(tmp_path / "out") == expected

@@ -16,7 +16,7 @@ from tests import forked
 
 from prunelm.errors import CheckpointError
 from prunelm.headers import Held, check_axes, check_blocks, held_in, no_more_weights
-from prunelm.loading import find_model, load_model, skeleton
+from prunelm.loading import find_model, load_model, skeleton, weight_files
 from prunelm.shelf import Shelf
 from prunelm.testing import outputs, tiny_inputs, tiny_model
 
@@ -200,6 +200,31 @@ def test_a_file_that_is_not_read_does_not_count(damaged: Callable[..., Path]) ->
     folder = damaged("llama")
     save_file({"model.embed_tokens.weight": torch.zeros(3, 5)}, folder / "older.safetensors")
     load_model(find_model(folder))
+
+
+def test_other_files_beside_pickles_and_an_index_beside_the_whole_do_not_count(damaged: Callable[..., Path]) -> None:
+    folder = damaged("llama")
+    save_file({"model.embed_tokens.weight": torch.zeros(3, 5)}, folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_model(find_model(folder), dtype=None)
+    (folder / "model.safetensors.index.json").unlink()
+    source = find_model(pickled(folder), allow_pickle=True)
+    assert [file.name for file in weight_files(source)] == ["pytorch_model.bin"]
+    load_model(source)
+
+
+def test_masks_that_a_model_computes_are_not_weights(tmp_path: Path) -> None:
+    config = transformers.GPTNeoConfig(
+        hidden_size=8,
+        num_layers=8,
+        num_heads=2,
+        vocab_size=99,
+        attention_types=[[["global", "local"], 4]],
+        max_position_embeddings=2048,
+    )
+    transformers.GPTNeoForCausalLM(config).save_pretrained(tmp_path)
+    load_model(find_model(tmp_path))
 
 
 def test_headers_of_all_files_count(tmp_path: Path) -> None:

@@ -45,6 +45,16 @@ def _by_trying(cost):
     )
 
 
+def test_named_units_may_be_rounded_to_eight_bits():
+    dense = tiny_model("llama")
+    kept = {"0.ffn": _all_but(dense, "0.ffn", 3, 8)}
+    pruned = _pruned("llama", kept)
+    with torch.no_grad():
+        for weight in pruned.parameters():
+            weight.copy_(weight.to(torch.float8_e4m3fn))
+    assert _checked(_plan(dense, kept), dense, pruned) == []
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_ascending_columns_cost_least(seed):
     cost = torch.rand(4, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
