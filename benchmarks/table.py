@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from prunelm.quantizing import at_equal_bytes
@@ -692,7 +693,7 @@ def _processes(entries: Mapping[str, Any]) -> list[str]:
         _row(["---"] * 7),
     ]
     for name, found in entries.items():
-        one, two = (f"{sorted(found[count])[len(found[count]) // 2]:.1f}" for count in ("one", "two"))
+        one, two = (f"{median(found[count]):.1f}" for count in ("one", "two"))
         kinds = ("speedup", "speedup in computing time", "two apart")
         ratios = (f"{found[kind]:.2f} x" if kind in found else "not run" for kind in kinds)
         lines.append(_row([f"{name} (`{found['recipe']}`)", f"{found['tokens']:,}", one, two, *ratios]))

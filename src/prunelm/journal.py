@@ -123,7 +123,7 @@ def journal_beside(out: Path | None, name: str, facts: Mapping[str, Any], *, com
         if comes_again(error) or not journal.kept:
             path.unlink(missing_ok=True)
         else:
-            add_way_on(error, command)
+            add_way_on(error, again(command))
         raise
     path.unlink(missing_ok=True)
 
@@ -133,11 +133,16 @@ def place_beside(out: Path, name: str) -> Path:
     return beside(out, f"{name}.journal")
 
 
-def add_way_on(error: BaseException, command: str) -> None:
-    """Say that a command goes on where it stopped; what else the error said was left is no longer true."""
-    way_on = f"What is done is kept; give its command (prunelm {command}) again"
-    notes = [note for note in getattr(error, "__notes__", ()) if note not in (NOTHING_LEFT, way_on)]
-    error.__notes__ = [*notes, way_on]
+def again(command: str) -> str:
+    """How work goes on whose command takes no --resume."""
+    return f"give its command (prunelm {command}) again"
+
+
+def add_way_on(error: BaseException, way: str) -> None:
+    """Say how the work goes on where it stopped; what else the error said was left of it is no longer true."""
+    note = f"What is done is kept; {way}"
+    notes = [n for n in getattr(error, "__notes__", ()) if n not in (NOTHING_LEFT, note)]
+    error.__notes__ = [*notes, note]
 
 
 @contextlib.contextmanager
@@ -167,7 +172,7 @@ def own_journal(facts: Mapping[str, Any], *, command: str, spent: float = 0.0) -
         if comes_again(error):
             path.unlink(missing_ok=True)
         elif journal.kept:
-            add_way_on(error, command)
+            add_way_on(error, again(command))
         raise
     path.unlink(missing_ok=True)
 

@@ -309,11 +309,11 @@ def load_model(source: Source, *, dtype: torch.dtype | None = torch.float32) -> 
         CheckpointError: weights are missing or do not fit the config; names them.
         UnsupportedModelError: transformers does not know the model type.
     """
-    skeleton(source)
+    shapes = skeleton(source)
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     plan = source.plan()
     if source.gguf is not None:
-        return _load_gguf(source, options)
+        return _load_gguf(source, {**options, "config": shapes.config})
     if plan is not None and plan.get("loader") == "prunelm":
         cls, config = _narrowed_class(source, plan)
         options["config"] = config

@@ -25,10 +25,10 @@ from .differing import differences, in_words
 from .distributed import agreed_bytes, agreed_data, is_writer, size
 from .errors import ProcessError, ResumeError, comes_again
 from .forms import check_form
-from .journal import Journal
+from .journal import Journal, add_way_on, again
 from .placement import deterministic
 from .results import versions
-from .writing import MADE, NOTHING_LEFT, WORK, beside, drop_work, explained, identity, write_whole
+from .writing import MADE, WORK, beside, drop_work, explained, identity, write_whole
 
 FORMAT = 2
 HEAD, INPUTS, SUM = "task.json", "inputs.json", "sum"
@@ -185,7 +185,7 @@ def workbench(out: str | Path, task: Mapping[str, Any], *, command: str, force: 
         if not bench.done or not (before or (worth and not comes_again(error))):
             forget(out)
         elif not isinstance(error, ResumeError):
-            _add_way_on(error, command, out)
+            add_way_on(error, _way_on(command, out))
         raise
     finally:
         torch.set_num_threads(threads)
@@ -266,7 +266,7 @@ def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, f
 
 def _way_on(command: str, out: Path) -> str:
     if command not in RESUMABLE:
-        return f"give its command (prunelm {command}) again"
+        return again(command)
     return f"go on with prunelm {command} --resume {out}"
 
 
@@ -278,12 +278,6 @@ def _has_made(out: Path) -> bool:
     """Whether what stands at `out` is what the unfinished work on it has made, and nothing else of that name."""
     note = place_of(out) / MADE
     return note.is_file() and note.read_text(encoding="utf-8") == str(identity(out))
-
-
-def _add_way_on(error: BaseException, command: str, out: Path) -> None:
-    """Say how the work goes on; what else the error said was left of it is no longer true."""
-    notes = [note for note in getattr(error, "__notes__", ()) if note != NOTHING_LEFT]
-    error.__notes__ = [*notes, f"What is done is kept; {_way_on(command, out)}"]
 
 
 def _is_damaged(path: Path) -> bool:

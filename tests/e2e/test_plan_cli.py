@@ -427,6 +427,13 @@ def _stopped() -> None:
     raise _Stop
 
 
+LOOKING = ("--recipe", "sensitivity", *SMALL, "--multiple-of", "1")
+
+
+def _full(*_args: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_plan_stays_known_until_it_is_printed(
     cli: Callable[..., Any],
     tiny_folder: Callable[..., Path],
@@ -436,23 +443,9 @@ def test_a_plan_stays_known_until_it_is_printed(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr("prunelm.workbench.WORTH_KEEPING", 0.0)
-    command = (
-        "plan",
-        tiny_folder("llama"),
-        "--recipe",
-        "sensitivity",
-        "--text",
-        text_file,
-        *SMALL,
-        "--multiple-of",
-        "1",
-    )
-
-    def full(*_args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+    command = ("plan", tiny_folder("llama"), "--text", text_file, *LOOKING)
     with monkeypatch.context() as patched:
-        patched.setattr("prunelm.commands.plan.print_json", full)
+        patched.setattr("prunelm.commands.plan.print_json", _full)
         ran = cli(*command, "--sparsity", "0.3", "--json")
     assert ran.err.endswith("No space left on device. What is done is kept; give its command (prunelm plan) again\n")
     seen: list[str] = []
@@ -471,23 +464,9 @@ def test_a_plan_without_a_place_for_its_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    command = (
-        "plan",
-        tiny_folder("llama"),
-        "--recipe",
-        "sensitivity",
-        "--text",
-        text_file,
-        *SMALL,
-        "--multiple-of",
-        "1",
-    )
-
-    def full(*_args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+    command = ("plan", tiny_folder("llama"), "--text", text_file, *LOOKING)
     with monkeypatch.context() as patched:
-        patched.setattr("prunelm.writing.os.fsync", full)
+        patched.setattr("prunelm.writing.os.fsync", _full)
         ran = cli(*command, "--sparsity", "0.3")
     assert ran.code == 1
     assert "cannot be written: the disk is full." in ran.err
