@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from .differing import digest_of
@@ -9,6 +10,22 @@ from .errors import OutputError
 from .journal import drop_forgotten, state_folder
 from .workbench import Workbench, workbench
 from .writing import claimed, explained
+
+
+@contextlib.contextmanager
+def workbench_until(
+    until: contextlib.ExitStack | None, out: str | Path | None, task: Mapping[str, Any], *, command: str, force: bool
+) -> Iterator[Workbench]:
+    """The workbench of work on `out`; without that, one of its own, which stays until `until` is closed.
+
+    Raises:
+        PruneLMError: as `workbench` and `own_workbench` do.
+    """
+    with contextlib.ExitStack() as here:
+        if out is None:
+            yield (until or here).enter_context(own_workbench(task, command=command))
+        else:
+            yield here.enter_context(workbench(out, task, command=command, force=force))
 
 
 @contextlib.contextmanager

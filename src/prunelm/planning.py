@@ -12,12 +12,11 @@ from .job import first_channels_, prepare_
 from .limits import Limit, MaxPerplexity
 from .loading import Source, find_model, load_model, skeleton
 from .outline import outline
-from .own_work import own_workbench
+from .own_work import workbench_until
 from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
-from .workbench import workbench
 from .workflow import default_recipe
 from .workflow.files import lasting, recipe_or_default
 from .workflow.inspecting import planned
@@ -127,11 +126,7 @@ def _looked(
     batches, refit = read_batches(model, source, recipe, text)
     task = {"model": lasting(source.name), "recipe": recipe.to_dict(), "text": lasting(text), "device": source.where}
     task["inputs"] = {"model": fingerprint(source), "calibration": plain(batches.facts)}
-    with ExitStack() as here:
-        if out is None:
-            bench = (until or here).enter_context(own_workbench(task, command="plan"))
-        else:
-            bench = here.enter_context(workbench(out, task, command="plan", force=force))
+    with workbench_until(until, out, task, command="plan", force=force) as bench:
         return look_at(model, batches, recipe, prepare_(model, recipe), progress, bench=bench, refit=refit)
 
 

@@ -21,14 +21,14 @@ from .evaluation import text_windows, window_bytes
 from .journal import Journal
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .overlap import overlap
-from .own_work import own_workbench
+from .own_work import workbench_until
 from .progress import Progress, named, silent
 from .pruning import prune_
 from .recipe import Recipe
 from .results import versions, write_results
 from .suite.quality import perplexities, windows_scored
 from .tasks import task_of
-from .workbench import Step, Workbench, workbench
+from .workbench import Step, Workbench
 from .workflow.texts import calibration_batches
 from .writing import check_target, writes
 
@@ -91,11 +91,7 @@ def transfer(
         for b, text in known.items()
     }
     task = {**head, "texts": {name: text.sha256 for name, text in known.items()}, "device": source.where}
-    with ExitStack() as here:
-        if target is None:
-            bench = (until or here).enter_context(own_workbench(task, command="transfer"))
-        else:
-            bench = here.enter_context(workbench(target, task, command="transfer", force=force))
+    with workbench_until(until, target, task, command="transfer", force=force) as bench:
         for a, text in known.items():
             asked = {b: _asked(text, other) for b, other in known.items()}
             found["cells"] += _kept(bench, [one for one in asked.values() if _cell(found, one) is None])
