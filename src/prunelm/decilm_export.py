@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 
 from .checkpoint import copy_tokenizer, legacy_rope
 from .errors import CheckpointError, UnsupportedModelError
+from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .hidden import built_width
 from .loading import find_model, load_model, load_tokenizer
 from .sites import Site, architecture_of, bias_of, find_blocks, find_sites, gone_sites, weight_of
 from .targets import blocks_in_words
-from .writing import new_folder
 
 GRAPH = "deci"
 """llama.cpp's name of what DeciLM computes; families that it can hold can be written here."""
@@ -68,12 +68,15 @@ def export_decilm(model: str | Path, out: str | Path, *, force: bool = False) ->
     config, notes = _config(loaded)
     tensors = _tensors(loaded, config)
     size = sum(value.numel() * value.element_size() for value in tensors.values())
-    with new_folder(out, force=force, need_bytes=size) as folder:
+
+    def write(folder: Path) -> None:
         save_torch_state_dict(tensors, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         code = resources.files(__package__).joinpath("decilm_template.txt").read_text(encoding="utf-8")
         (folder / CONFIG_CODE).write_text(code, encoding="utf-8")
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
+
+    with exported_folder(out, source, write, format="nemotron-nas", force=force, need_bytes=size) as folder:
         _read_back(folder, tensors, config)
         written = bytes_of(folder)
     return Exported(

@@ -34,6 +34,8 @@ def export(
 ) -> Exported:
     """Write a model in another program's format, checked before this returns.
 
+    What was interrupted after more than a minute goes on when it is asked for again.
+
     Args:
         model: a folder that `prune` wrote, or any model that it accepts.
         out: file (gguf) or folder (all others) to write.
@@ -47,6 +49,7 @@ def export(
     Raises:
         CheckpointError: no such format or type, or it would compute something else; nothing was kept.
         OutputError: it cannot be written.
+        ResumeError: `out` has the unfinished work of another export, or of another model; says what differs.
         UnsupportedModelError: the format cannot hold the model; says which blocks, and what would do.
     """
     chosen = format or ("gguf" if Path(out).suffix == ".gguf" else None)

@@ -1,5 +1,7 @@
 """Write a model as one GGUF file, whatever its widths, where some architecture of llama.cpp can hold them."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -11,13 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError, UnsupportedModelError
+from .export_files import Part, exported_file, write_parts
 from .exported import Exported
 from .gguf_vocabulary import add_vocabulary
 from .loading import check_gguf, find_model, load_model, skeleton
 from .registry import did_you_mean
 from .sites import GgufForm, architecture_of, find_sites, gone_sites
 from .storage import BLOCK, WRITTEN, written_type
-from .writing import check_file, new_file
+from .writing import check_file
 
 _KEPT_FINER = ("token_embd.weight", "output.weight")
 
@@ -55,8 +58,8 @@ def export_gguf(
         check_gguf(Path(parent))
     origin = source.folder / source.gguf if parent is None and source.gguf else parent
     loaded = load_model(source, dtype=None)
-    with new_file(out, force=force) as partial:
-        writer = GGUFWriter(partial, form.name)
+    with exported_file(out, source, type=type, parent=parent, force=force) as (file, journal):
+        writer = GGUFWriter(file.with_name(f"{file.name}.head"), form.name)
         notes = _add_sizes(writer, loaded)
         for key, field in form.scales.items():
             writer.add_float32(f"{form.name}.{key}", float(getattr(loaded.config, field)))
@@ -69,8 +72,8 @@ def export_gguf(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         tensors = _tensors(loaded, form)
         types = _types(tensors, WRITTEN[type])
-        _write(writer, tensors, types, loaded, form)
-        _read_back(partial, tensors, types, loaded, form)
+        write_parts(file, _head(writer, tensors, types), _parts(writer, tensors, types, loaded, form), journal)
+        _read_back(file, tensors, types, loaded, form)
     return Exported(
         path=out,
         architecture=form.name,
@@ -269,30 +272,52 @@ def _odd_rows(
     ]
 
 
-def _write(
-    writer: GGUFWriter,
-    tensors: dict[str, list[Tensor]],
-    types: dict[str, GGMLQuantizationType],
-    model: PreTrainedModel,
-    form: GgufForm,
-) -> None:
-    """Write the file, one tensor in memory at a time."""
+def _head(writer: GGUFWriter, tensors: Mapping[str, list[Tensor]], types: Mapping[str, GGMLQuantizationType]) -> bytes:
+    """All that comes before the first tensor: metadata, and each tensor's name, shape, type and place."""
     for name, parts in tensors.items():
-        shape, kind = _shape(parts), types[name]
-        per_block, size = gguf.GGML_QUANT_SIZES[kind]
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), int(np.prod(shape)) // per_block * size, kind)
+        shape = _shape(parts)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), _bytes(shape, types[name]), types[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    head_dim = _head_dim(model)
-    for name, parts in tensors.items():
-        array = _array(name, parts, form, head_dim)
+    writer.close()
+    assert writer.path is not None
+    head = writer.path.read_bytes()
+    writer.path.unlink()
+    return _aligned(head, writer.data_alignment)
+
+
+def _parts(
+    writer: GGUFWriter,
+    tensors: Mapping[str, list[Tensor]],
+    types: Mapping[str, GGMLQuantizationType],
+    model: PreTrainedModel,
+    form: GgufForm,
+) -> list[Part]:
+    """Every tensor as it stands in the file, each made when it is asked for."""
+    head_dim, align = _head_dim(model), writer.data_alignment
+
+    def content(name: str) -> bytes:
+        array = _array(name, tensors[name], form, head_dim)
         if types[name] == GGMLQuantizationType.F16 and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise CheckpointError(
                 f"{name} has values beyond {np.finfo(np.float16).max}, which f16 cannot hold: use bf16."
             )
-        writer.write_tensor_data(gguf.quantize(array, types[name]))
-    writer.close()
+        return _aligned(gguf.quantize(array, types[name]).tobytes(), align)
+
+    def size(name: str) -> int:
+        return int(GGUFWriter.ggml_pad(_bytes(_shape(tensors[name]), types[name]), align))
+
+    return [Part(name=name, bytes=size(name), make=partial(content, name)) for name in tensors]
+
+
+def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    per_block, size = gguf.GGML_QUANT_SIZES[kind]
+    return int(np.prod(shape)) // int(per_block) * int(size)
+
+
+def _aligned(content: bytes, align: int) -> bytes:
+    return content.ljust(GGUFWriter.ggml_pad(len(content), align), b"\0")
 
 
 def _read_back(

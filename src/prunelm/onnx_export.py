@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from .checkpoint import copy_tokenizer
 from .errors import CheckpointError, UnsupportedModelError
+from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .loading import find_model, load_model, load_tokenizer, skeleton
 from .stream import prediction
 from .verify import TOLERANCE, proof_inputs
-from .writing import new_folder
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _ROWS, _TOKENS = 2, 12
@@ -48,9 +48,13 @@ def export_onnx(model: str | Path, out: str | Path, *, force: bool = False) -> E
     _refuse_window(skeleton(source), source.name)
     loaded = load_model(source).eval()
     need = sum(p.numel() * p.element_size() for p in loaded.parameters())
-    with new_folder(out, force=force, need_bytes=need * (2 if loaded.can_generate() else 1)) as folder:
+    need *= 2 if loaded.can_generate() else 1
+
+    def write(folder: Path) -> None:
         _trace(loaded, source.name).save_pretrained(folder)
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
+
+    with exported_folder(out, source, write, format="onnx", force=force, need_bytes=need) as folder:
         gap = largest_gap(loaded, folder)
         if not gap <= TOLERANCE:
             raise CheckpointError(f"onnxruntime gives other outputs (difference {gap:.2e}); nothing was kept")

@@ -15,13 +15,13 @@ from transformers.pytorch_utils import Conv1D
 from .card import LICENSE, PIPELINE, metadata, model_card
 from .checkpoint import class_for, copy_tokenizer, prove_folder
 from .errors import UnsupportedModelError
+from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .finalizing import finalize
 from .hidden import built_width
 from .loading import PLAN_FILE, find_model, load_model, load_tokenizer, narrow_to_, widths
 from .sites import Site, SiteSpec, architecture_of
 from .stock import stock_config, why_relabeled
-from .writing import new_folder
 
 Positions = dict[tuple[str, str], Tensor]
 """By layer and axis, where the entries of a narrower axis lie in a wider one."""
@@ -55,17 +55,20 @@ def export_padded(model: str | Path, out: str | Path, *, force: bool = False) ->
         shapes = getattr(transformers, class_for(small, config))(config)
     sizes = {name: tuple(p.shape) for name, p in shapes.named_parameters()}
     sites = widths(shapes)
-    tensors = _padded(small, sizes, _positions(shapes, widths(small)))
-    with torch.device("meta"):
-        shapes = type(shapes)(config)
     facts = _facts(plan, small, config, sizes, sites)
-    with new_folder(out, force=force, need_bytes=_bytes(tensors)) as folder:
-        shapes.save_pretrained(folder, state_dict=tensors)
+
+    def write(folder: Path) -> None:
+        tensors = _padded(small, sizes, _positions(shapes, widths(small)))
+        with torch.device("meta"):
+            type(shapes)(config).save_pretrained(folder, state_dict=tensors)
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         head = metadata(source.folder / "README.md", LICENSE + PIPELINE)
         (folder / "README.md").write_text(model_card(facts, head=head), encoding="utf-8")
         finalize(folder)
+
+    need = small.dtype.itemsize * sum(torch.Size(size).numel() for size in sizes.values())
+    with exported_folder(out, source, write, format="padded", force=force, need_bytes=need) as folder:
         prove_folder(small, folder)
         written = bytes_of(folder)
     return Exported(
@@ -142,10 +145,6 @@ def _padded(small: PreTrainedModel, sizes: Mapping[str, tuple[int, ...]], places
             full = parameter.detach()
         found[name] = full.contiguous()
     return found
-
-
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def _notes(small: PreTrainedModel, config: PreTrainedConfig, sizes: Mapping[str, tuple[int, ...]]) -> list[str]:

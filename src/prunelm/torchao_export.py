@@ -14,13 +14,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .checkpoint import copy_tokenizer, legacy_rope
 from .errors import CheckpointError, UnsupportedModelError
+from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .per_block import carries_code, modeling_file
 from .sites import architecture_of
 from .stream import prediction
 from .verify import TOLERANCE, proof_inputs
-from .writing import new_folder
 
 TOKENS = 24
 
@@ -49,18 +49,23 @@ def export_torchao(model: str | Path, out: str | Path, *, force: bool = False) -
             "no int8. Export the model before, or prune it without those."
         )
     size = sum(p.numel() for p in floats.parameters())
-    with tempfile.TemporaryDirectory() as scratch, new_folder(out, force=force, need_bytes=2 * size) as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch)
         _write_floats(floats, source, plain, uneven)
         small = _opened(plain, floats, uneven, dtype=floats.dtype, quantization_config=_int8())
+        config = read_json(plain / "config.json") if uneven else {}
+
+    def write(folder: Path) -> None:
         small.save_pretrained(folder)
         raw = read_json(folder / "config.json")
         if uneven:
-            raw = {**read_json(plain / "config.json"), "quantization_config": raw["quantization_config"]}
+            raw = {**config, "quantization_config": raw["quantization_config"]}
             _write_code(floats, folder)
         raw |= legacy_rope(raw, architecture_of(floats.config).legacy_rope)
         (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
+
+    with exported_folder(out, source, write, format="torchao-int8", force=force, need_bytes=2 * size) as folder:
         gap = _gap(small, _opened(folder, floats, uneven))
         if not gap <= TOLERANCE:
             raise CheckpointError(f"the int8 folder gives other logits when opened ({gap:.2e}); nothing was kept")

@@ -96,9 +96,9 @@ class Workbench:
         raw = save({"facts": facts, **whole})
         write_whole(self.folder / f"{name}.{_digest(raw)}.safetensors", raw)
 
-    def journal(self, name: str) -> Journal:
-        """A journal of many small steps that come one after the other."""
-        return Journal(self.folder / f"{name}.jsonl" if self.folder is not None else None)
+    def journal(self, name: str, *, after: float = 0.0) -> Journal:
+        """A journal of many small steps that come one after the other; nothing is written in the first seconds."""
+        return Journal(self.folder / f"{name}.jsonl" if self.folder is not None else None, after=after)
 
     def part(self, name: str) -> "Workbench":
         """The steps of one part of the work."""
