@@ -8,17 +8,18 @@ from typing import Any
 
 from prunelm.quantizing import at_equal_bytes
 
-from .families import OTHERS, SIZES
 from .families import RECIPES as FAMILIES
+from .families import SIZES
 from .faults import KILL
 from .fuzz import FIXED
-from .quality import FRONTIER, FRONTIER_SPARSITIES, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
+from .quality import FRONTIER, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
 from .record import read
 from .robustness import HOME
 from .robustness import RECIPES as SHAKEN
 from .robustness import SPARSITIES as SHAKEN_BY
 from .siblings import CRITERIA, REPAIRS
 from .stages import SEARCHING, in_passes
+from .streaming import GROWTH_TOKENS, USUAL_TOKENS
 from .trials import mean_excess
 from .zero_shot import TASKS
 
@@ -51,7 +52,7 @@ def write() -> None:
     parts = [
         HEAD,
         *_smollm2(read("smollm2")),
-        *_frontier(read("frontier")),
+        *_frontier(read("frontier"), read("families")),
         *_families(read("families"), read("frontier")),
         *_sweep(read("sweep")),
         *_trials(read("trials")),
@@ -110,41 +111,53 @@ def _smollm2(entries: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _frontier(entries: Mapping[str, Any]) -> list[str]:
-    """e = ln(perplexity / dense perplexity) on both texts, for the sizes measured so far."""
+def _frontier(entries: Mapping[str, Any], members: Mapping[str, Any]) -> list[str]:
+    """Perplexity and e = ln(perplexity / dense perplexity) of every recipe and size, a table for each text.
+
+    A recipe that was not pruned alone is shown as a member of its family.
+    """
     if "dense" not in entries:
         return []
     dense = entries["dense"]["evaluation"]
-    sizes = [s for s in sorted(FRONTIER_SPARSITIES) if any(f"{r} {s}" in entries for r in FRONTIER)]
-    texts = list(dense)
-    stated = ", ".join(f"{t} {dense[t]['value']:.2f} ({dense[t]['facts']['predicted']:,} predictions)" for t in texts)
+    stated = ", ".join(f"{t} {dense[t]['value']:.2f} ({dense[t]['facts']['predicted']:,} predictions)" for t in dense)
     lines = [
         "## SmolLM2-135M-Instruct: repair, allocation, search",
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
         f"perplexity: {stated}. Cells: perplexity, and in parentheses e = ln(perplexity / dense), which is 0 for the "
-        "dense model. Seconds are of the whole prune, on one or two cores or a GPU and mostly beside other work, so "
-        "they are no comparison. `best with heads` is `best` as it was before the trials below, on attention and FFN.",
+        "dense model. `f`: a member of a family of five nested sizes (below), in place of a prune of its own. `best "
+        "with heads` is `best` as it was before the trials below, on attention and FFN.",
         "",
-        _row(["recipe", *(f"{s:.0%}, {t}" for s in sizes for t in texts), *(f"seconds at {s:.0%}" for s in sizes)]),
-        _row(["---"] * (1 + len(sizes) * (len(texts) + 1))),
     ]
-    recipes = (*FRONTIER[:1], EARLIER, *FRONTIER[1:])
-    absent = [recipe for recipe in recipes if not any(f"{recipe} {s}" in entries for s in sizes)]
-    for recipe in recipes:
-        if recipe in absent:
-            continue
-        found = [entries.get(f"{recipe} {s}") for s in sizes]
-        cells = []
-        for entry in found:
-            for t in texts:
-                said = f"{entry['evaluation'][t]['value']:.2f} ({_excess(entry, dense, t):.3f})" if entry else "not run"
-                cells.append(said)
-        seconds = [f"{entry['seconds']:.0f}" if entry else "" for entry in found]
-        lines.append(_row([recipe, *cells, *seconds]))
+    rows = [*(f"{name}, with steps" for name in FAMILIES), *FAMILIES, EARLIER, *FRONTIER[len(FAMILIES) :]]
+    found = {row: [_cell_of(row, size, entries, members) for size in SIZES] for row in rows}
+    for text in dense:
+        lines += [_row([text, *(f"{size:.0%}" for size in SIZES)]), _row(["---"] * (1 + len(SIZES)))]
+        for row, cells in found.items():
+            if any(entry for entry, _ in cells):
+                lines.append(_row([row, *(_said(entry, mark, dense, text) for entry, mark in cells)]))
+        lines.append("")
+    absent = [row for row, cells in found.items() if not any(entry for entry, _ in cells)]
     if absent:
-        lines += ["", f"Not run here: {', '.join(f'`{recipe}`' for recipe in absent)}."]
-    return [*lines, "", *_in_passes(entries)]
+        lines += [f"Not run here: {', '.join(f'`{recipe}`' for recipe in absent)}.", ""]
+    return [*lines, *_in_passes(entries)]
+
+
+def _cell_of(
+    row: str, size: float, entries: Mapping[str, Any], members: Mapping[str, Any]
+) -> tuple[Mapping[str, Any] | None, str]:
+    """What was measured of a recipe at a size, and the mark of how."""
+    name, _, steps = row.partition(", with ")
+    if steps:
+        return members.get(f"{name} {size} stepped"), " f"
+    alone = entries.get(f"{name} {size}")
+    return (alone, "") if alone else (members.get(f"{name} {size}"), " f")
+
+
+def _said(entry: Mapping[str, Any] | None, mark: str, dense: Mapping[str, Any], text: str) -> str:
+    if entry is None:
+        return "not run"
+    return f"{entry['evaluation'][text]['value']:.2f} ({_excess(entry, dense, text):.3f}){mark}"
 
 
 def _in_passes(entries: Mapping[str, Any]) -> list[str]:
@@ -192,26 +205,7 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
     for name in FAMILIES:
         if name in entries:
             lines += _cost_of(name, entries)
-    return [*lines, *_other_families(entries, dense)]
-
-
-def _other_families(entries: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
-    """e of recipes without steps, as families too."""
-    known = [name for name in OTHERS if f"{name} {SIZES[0]}" in entries]
-    if not known:
-        return []
-    lines = [
-        "Other recipes, each as one family from the same text; e:",
-        "",
-        _row(["recipe, text", *(f"{size:.0%}" for size in SIZES)]),
-        _row(["---"] * (1 + len(SIZES))),
-    ]
-    for name in known:
-        for text in dense:
-            found = [entries.get(f"{name} {size}") for size in SIZES]
-            said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
-            lines.append(_row([f"{name}, {text}", *said]))
-    return [*lines, ""]
+    return lines
 
 
 def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
@@ -220,7 +214,7 @@ def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, tex
     if found[0] is None:
         return []
     said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
-    others = [alone.get(f"{other} {size}") for other in BESIDE]
+    others = [_cell_of(other, size, alone, entries)[0] for other in BESIDE]
     now = found[1] or found[0]
     shares = [f"{_excess(now, dense, text) / _excess(other, dense, text):.2f}" if other else "" for other in others]
     return [_row([f"{name}, {text}", f"{size:.0%}", *said, *shares])]
@@ -666,7 +660,8 @@ def _streaming(entries: Mapping[str, Any]) -> list[str]:
             "",
             "How cost grows: processor seconds of `obs` on one thread, medians of "
             f"{first['rounds']} rounds in turns. *Solve* is scoring and repair, which read no token; *passes* is the "
-            "rest.",
+            f"rest. {GROWTH_TOKENS:,} tokens are doubled, and {USUAL_TOKENS:,}, which recipes calibrate on (*usual "
+            "tokens*).",
             "",
             _row(["doubled", "all", "solve", "passes"]),
             _row(["---"] * 4),
