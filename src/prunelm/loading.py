@@ -74,6 +74,8 @@ _PLAN = {
 """What is read of a pruning.json, here and elsewhere."""
 _BITS, _PICKLED = 8, 128
 """No quantized weight takes less than a bit, and no tensor in a pickle file less than so many bytes."""
+DEEPEST = 64
+"""Levels that a JSON file may have; those that are read here have fewer than ten."""
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
@@ -128,7 +130,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        CheckpointError: not there, not JSON, or not an object.
+        CheckpointError: not there, not JSON, not an object, or nested deeper than any of these files is: what prints it
+            with indents takes memory with the square of its depth.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +141,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: a JSON object is expected, got {type(data).__name__}")
-    return data
+    level: list[Any] = [data]
+    for _ in range(DEEPEST):
+        level = [v for x in level if isinstance(x, dict | list) for v in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return data
+    raise CheckpointError(f"{path}: nested deeper than {DEEPEST} levels; the file is damaged")
 
 
 def find_model(

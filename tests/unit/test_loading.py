@@ -17,6 +17,7 @@ from prunelm.checkpoint import save
 from prunelm.data import Batches
 from prunelm.errors import CheckpointError, UnsupportedModelError
 from prunelm.loading import (
+    DEEPEST,
     Source,
     bytes_on_disk,
     find_model,
@@ -112,6 +113,16 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("levels", [DEEPEST - 1, DEEPEST])
+def test_a_file_that_is_nested_deeply_is_refused(tmp_path, levels):
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * levels + "]" * levels + "}")
+    if levels < DEEPEST:
+        assert read_json(tmp_path / "config.json")
+        return
+    with pytest.raises(CheckpointError, match=r"config\.json: nested deeper than 64 levels; the file is damaged"):
+        read_json(tmp_path / "config.json")
 
 
 def test_pickle_weights_open_only_when_allowed(copied: Callable[..., Path], tiny_folder: Callable[..., Path]) -> None:
