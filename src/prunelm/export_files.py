@@ -13,8 +13,7 @@ from typing import Any, BinaryIO
 from .calibration import fingerprint
 from .journal import Journal
 from .loading import Source, sha256_of
-from .workbench import WORTH_KEEPING, Step, Workbench, workbench
-from .workflow.files import lasting
+from .workbench import WORTH_KEEPING, Step, Workbench, lasting, workbench
 from .writing import claimed, explained, new_file, new_folder
 
 FILES = "files"

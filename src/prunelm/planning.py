@@ -17,8 +17,9 @@ from .plan_file import write_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .sized_pruning import sized_by
+from .workbench import lasting
 from .workflow import default_recipe
-from .workflow.files import lasting, recipe_or_default
+from .workflow.files import recipe_or_default
 from .workflow.inspecting import planned
 from .workflow.texts import plain, read_batches
 from .writing import check_file, writes

@@ -202,6 +202,11 @@ def going_on() -> Iterator[None]:
         _GOING_ON.reset(before)
 
 
+def lasting(place: str | Path | None) -> str | None:
+    """A path that means the same from another folder; hub names stay."""
+    return None if place is None else str(Path(place).resolve()) if Path(place).exists() else str(place)
+
+
 def place_of(out: Path) -> Path:
     """The folder of the unfinished work on `out`."""
     return beside(out, WORK)

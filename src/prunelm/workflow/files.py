@@ -26,7 +26,7 @@ from ..results import versions
 from ..spreading import gathered
 from ..stream import Room
 from ..streaming import Streaming, Tell, streamed
-from ..workbench import Workbench
+from ..workbench import Workbench, lasting
 from ..writing import check_target
 from . import DEFAULT_RECIPE
 from .inspecting import planned
@@ -230,11 +230,6 @@ def seen_before(
     if journal is not None:
         raise RecipeError("what a search found is in the saved calibration, and none is made here: leave --journal out")
     return load_calibration(calibrated, source=files.source, recipe=recipe, compute_dtype=files.compute_dtype)
-
-
-def lasting(place: str | Path | None) -> str | None:
-    """A path that means the same from another folder; hub names stay."""
-    return None if place is None else str(Path(place).resolve()) if Path(place).exists() else str(place)
 
 
 def journal_of(

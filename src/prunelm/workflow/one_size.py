@@ -20,7 +20,7 @@ from ..recipe import Recipe
 from ..sized_pruning import Run, found_by_looking, prune_sized, prune_within, sized_by
 from ..sizing import Sized
 from ..streaming import Streaming, Tell, streaming, tell_nobody
-from ..workbench import Workbench, workbench
+from ..workbench import Workbench, lasting, workbench
 from ..writing import check_target, writes
 from .files import (
     Announce,
@@ -29,7 +29,6 @@ from .files import (
     dtype_named,
     files_of_run,
     journal_of,
-    lasting,
     recipe_or_default,
     seen_before,
     silently,

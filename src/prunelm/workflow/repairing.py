@@ -22,9 +22,9 @@ from ..recipe import Recipe
 from ..sites import bias_of, find_sites
 from ..spreading import gathered
 from ..stock import stock_config
-from ..workbench import workbench
+from ..workbench import lasting, workbench
 from ..writing import check_target, writes
-from .files import dtype_named, lasting
+from .files import dtype_named
 from .texts import calibration_batches, plain
 
 
