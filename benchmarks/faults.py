@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 import prunelm.checkpoint
+import prunelm.export_files
 from prunelm.testing import tiny_model
 
 from .record import measure
@@ -48,7 +49,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "streamed": ("prune", "MODEL", "OUT", "--recipe", "obs", "--stream", "--text", "TEXT", *SMALL, *SIZE),
     "several sizes": ("prune", "MODEL", "OUT", "--recipe", "obs", "--text", "TEXT", *SMALL, "--sparsity", "0.2,0.4"),
     "evaluate": ("evaluate", "MODEL", "--text", "TEXT", "--length", "32", "--max-tokens", "3200", "--out", "OUT"),
+    "export": ("export", "MODEL", "OUT", "--format", "gguf", "--type", "f32"),
 }
+AGAIN = ("evaluate", "export")
+"""Commands that go on when they are given again."""
 LEFT_OUT = {"seconds"}
 
 
@@ -106,7 +110,7 @@ def prepared(scratch: Path) -> Place:
     torch.set_num_threads(1)
     model = scratch / "model"
     tiny_model("llama", vocab_size=300, max_position_embeddings=128).save_pretrained(model)
-    save_byte_tokenizer(model)
+    save_byte_tokenizer(model, [("t", "h")])  # GGUF has no place for one without
     chooser, text = random.Random(SEED), scratch / "text.txt"
     words = [
         "the",
@@ -130,13 +134,13 @@ def prepared(scratch: Path) -> Place:
 
 @contextlib.contextmanager
 def unproven() -> Iterator[None]:
-    """Folders are not loaded again in a fresh process."""
-    proof = prunelm.checkpoint.prove_folder
-    prunelm.checkpoint.prove_folder = lambda *_: 0.0
+    """Folders are not loaded again in a fresh process, and an export keeps what it has from its first second on."""
+    proof, minute = prunelm.checkpoint.prove_folder, prunelm.export_files.WORTH_KEEPING
+    prunelm.checkpoint.prove_folder, prunelm.export_files.WORTH_KEEPING = lambda *_: 0.0, 0.0
     try:
         yield
     finally:
-        prunelm.checkpoint.prove_folder = proof
+        prunelm.checkpoint.prove_folder, prunelm.export_files.WORTH_KEEPING = proof, minute
 
 
 def killed(place: Place, command: str, count: int, seed: int) -> Kills:
@@ -168,11 +172,12 @@ def killed(place: Place, command: str, count: int, seed: int) -> Kills:
 
 def gone_on(place: Place, command: str, out: Path) -> Ended:
     """Finish what was killed: by --resume where there is something, else by the whole command again."""
-    if command != "evaluate":
+    if command not in AGAIN:
         ended = place.run(COMMANDS[command][0], "--resume", out).wait()
         if ended.status == 0 or "there is no unfinished work" not in ended.line or out.exists():
             return ended if not out.exists() or "there is no unfinished work" not in ended.line else _done()
-    return place.run(*place.words(command, out)).wait()
+    ended = place.run(*place.words(command, out)).wait()
+    return _done() if f"{out} exists" in ended.line else ended
 
 
 def _done() -> Ended:
@@ -185,8 +190,10 @@ def _room(place: Place) -> Path:
 
 def digest(out: Path) -> str:
     """What a result holds, byte for byte; of an evaluation, without the seconds."""
+    if out.is_file() and (raw := out.read_bytes()).startswith(b"{"):
+        return json.dumps(_without(json.loads(raw)), sort_keys=True)
     if out.is_file():
-        return json.dumps(_without(json.loads(out.read_text(encoding="utf-8"))), sort_keys=True)
+        return hashlib.sha256(raw).hexdigest()
     files = sorted(path for path in out.rglob("*") if path.is_file())
     parts = [f"{path.relative_to(out)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
