@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from .allocation import Outlook, allocated, look_at
+from .allocation import Outlook, allocated, look_with
+from .criteria import CRITERIA
 from .data import Batches
+from .derivatives import Derivatives
 from .errors import BudgetError
 from .job import Job, plan_counts, prepare_
 from .journal import Journal
@@ -14,6 +17,7 @@ from .plan import Nested
 from .progress import Progress, named, silent
 from .pruning import Report, prune_
 from .recipe import Recipe
+from .reconstructions import RECONSTRUCTIONS
 from .workbench import Workbench
 
 
@@ -31,10 +35,11 @@ def prune_family(
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """(model, report) of every size, the largest model first; the units of each are a subset of those before it.
 
-    The dense model is looked at once: its scores rank the units of all sizes, and a search for budgets, where the
-    recipe has one, is made at the middle size. That size takes the plan found; smaller budgets take no more from any
-    site than it does, larger ones no less, by the prices that the search found or by the damage expected. Only the
-    repairs are made anew, each size on the inputs behind its own pruned prefix.
+    The dense model is looked at once, and a search for budgets, where the recipe has one, is made at the middle size.
+    That size takes the plan found; smaller budgets take no more from any site than it does, larger ones no less, by the
+    prices that the search found or by the damage expected. Where consumers are repaired or refitted, each size scores
+    and solves on the inputs behind its own pruned prefix, and chooses among the units that the size before kept. Where
+    they are not, and with an `outlook` from before, the scores of the dense model rank the units of all sizes.
 
     Args:
         load: gives the dense model, a new one each time.
@@ -55,8 +60,16 @@ def prune_family(
     model = load()
     jobs = [plan_counts(model, size) for size in sizes]
     middle, bench = sizes[len(sizes) // 2], bench or Workbench()
+    derivatives: Derivatives | None = None
+    among: dict[str, Tensor] | None = None
     if outlook is None:
-        outlook = look_at(model, calibration, middle, prepare_(model, middle), progress, journal, bench, refit)
+        job = prepare_(model, middle)
+        outlook, middle, derivatives = look_with(model, calibration, middle, job, progress, journal, bench, refit)
+        sizes = [replace(middle, sparsity=size.sparsity) for size in sizes]
+        if _scores_anew(middle):
+            among = {}
+        else:
+            derivatives = None
     within = _within_plan(sizes, jobs, outlook)
     ceiling = _ceiling(model, within, jobs[0], outlook)
     del model
@@ -69,12 +82,20 @@ def prune_family(
             size,
             refit=refit,
             outlook=outlook,
-            nested=Nested(floor=floor, ceiling=ceiling if size in within else {}),
+            nested=Nested(floor=floor, ceiling=ceiling if size in within else {}, among=among),
+            derivatives=derivatives,
             bench=bench.part(f"{size.sparsity:g}"),
             progress=named(progress, f"{size.sparsity:g}"),
         )
         floor = {key: site["units"] - site["kept"] for key, site in report.sites.items()}
+        among = None if among is None else dict(report.plan.kept)
         yield pruned, report
+
+
+def _scores_anew(recipe: Recipe) -> bool:
+    """Whether each size scores units on its own inputs: it sees these anyway, and its plan alone says how many go."""
+    counts = not recipe.per_block or all(CRITERIA[part.criterion].curve for part in (recipe.attention, recipe.ffn))
+    return counts and recipe.policy is None and RECONSTRUCTIONS[recipe.reconstruction].stage != "none"
 
 
 def _within_plan(sizes: Sequence[Recipe], jobs: Sequence[Job], outlook: Outlook) -> list[Recipe]:

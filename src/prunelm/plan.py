@@ -94,10 +94,15 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Nested:
-    """What the other sizes of a family leave a plan: `floor` and `ceiling` of its `Budget`."""
+    """What the other sizes of a family leave a plan: `floor` and `ceiling` of its `Budget`, and what may stay.
+
+    `among` are the units that the size before kept; every unit may stay of sites that it does not name. Without it, the
+    units of all sizes are ranked by one look at the dense model.
+    """
 
     floor: Mapping[str, int] = field(default_factory=dict)
     ceiling: Mapping[str, int] = field(default_factory=dict)
+    among: Mapping[str, Int[Tensor, " kept"]] | None = None
 
 
 def prunable(sites: Sequence[Site]) -> int:

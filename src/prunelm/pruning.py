@@ -1,6 +1,7 @@
 """The whole method: budget, then block by block refit, score, narrow."""
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,6 +96,7 @@ def prune_(
     refit: Batches | None = None,
     outlook: Outlook | None = None,
     nested: Nested | None = None,
+    derivatives: Derivatives | None = None,
     decided: Decided | None = None,
     journal: Journal | None = None,
     bench: Workbench | None = None,
@@ -108,8 +110,11 @@ def prune_(
         calibration: what criteria and repairs read; the share `recipe.held_out` of its sequences judges the repairs.
         recipe: every choice that changes the numbers.
         refit: what covariances of the Gaussian second moment and of refits are from; `calibration` by default.
-        outlook: what was seen of the dense model before; its scores then choose the units, which nests a family.
-        nested: units that each site must lose at least and may lose at most, where this is one size of a family.
+        outlook: what was seen of the dense model before; its scores choose the units, unless `nested` has some to
+            choose among.
+        nested: units that each site must lose at least and may lose at most, and those to choose among, where this is
+            one size of a family.
+        derivatives: what backward passes of the dense model gave before.
         decided: how many units stay in each site, in place of the allocator's plan, and of some sites which.
         journal: of the search for widths, where the recipe makes one; kept on the bench by default.
         bench: where finished steps are kept, and read from when they were made before.
@@ -128,11 +133,12 @@ def prune_(
     job, hidden = _prepared_(model, calibration, recipe, nested, decided, bench, progress)
     job.notes.extend(repetition_notes(calibration.facts))
     read = reading(calibration, refit, recipe, job.sites)
-    derivatives = Derivatives()
-    if outlook is None or decided is not None:
+    if derivatives is None and (outlook is None or decided is not None):
         derivatives = derivatives_of(model, read, job.sites, recipe, room, bench)
         recipe, notes = with_fusion(model, read, recipe, job, derivatives, bench, progress)
         job.notes.extend(notes)
+    derivatives = derivatives or Derivatives()
+    among = nested.among if nested is not None else None
     stream, seen = BlockStream(model, read.batches, room), outlook
     if seen is None and (job.counts is None or recipe.policy is not None):
         known: dict[str, Any] = {"derivatives": derivatives, "journal": journal, "bench": bench, "progress": progress}
@@ -141,11 +147,19 @@ def prune_(
         return _without_blocks(model, job, seen, recipe, calibration, before, start)
     if seen is not None:
         job = allocated(job, recipe, seen)
-    scores = _known_scores(seen, job, recipe, decided, nested=outlook is not None)
-    if recipe.exchanges and scores:
+    scores = _known_scores(seen, job, recipe, decided, nested=outlook is not None and among is None)
+    if recipe.exchanges and (scores or among is not None):
         job.notes.append(NO_EXCHANGES)
     work = _Work(
-        stream, read, recipe, job, scores=scores, derivatives=derivatives, seen=seen, exact=decided is not None
+        stream,
+        read,
+        recipe,
+        job,
+        scores=scores,
+        derivatives=derivatives,
+        seen=seen,
+        exact=decided is not None,
+        among=among,
     )
     _carry_out_(work, bench, progress)
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
@@ -350,9 +364,10 @@ class _Work:
         derivatives: Derivatives,
         seen: Outlook | None = None,
         exact: bool = False,
+        among: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe, self.job = recipe, job
-        self.exact = exact
+        self.exact, self.among = exact, among
         self.kept: dict[str, Tensor] = {}
         prices = seen.report() if seen is not None else {}
         self.report: dict[str, dict[str, Any]] = {s.key: prices[s.key] for s in job.sites if s.key in prices}
@@ -488,7 +503,8 @@ class _Work:
                 similarity = self._similarity(site)
             scores = score(site, seen, similarity, self.derivatives, self.recipe)
             self.found[site.key] = scores
-        kept = top_units(scores, self._keep(site, int((scores < 0).sum())), site.strata)
+        keep = self._keep(site, int((scores < 0).sum()))
+        kept = top_units(self._last_without(site, scores), keep, site.strata)
         entry = self.report.setdefault(site.key, {})
         entry |= {"units": site.n_units, "kept": len(kept)}
         if seen.consumer is not None:
@@ -496,7 +512,8 @@ class _Work:
         solved = None
         if self.repair is not None:
             before = original if self.drifted else None
-            kept, solved, said = self.repair(site, seen, kept, original=before, fixed=site.key in self.scores)
+            fixed = site.key in self.scores or self.among is not None
+            kept, solved, said = self.repair(site, seen, kept, original=before, fixed=fixed)
             entry |= said
         narrow_(site, kept)
         self.narrowed.append(site.key)
@@ -504,6 +521,15 @@ class _Work:
             set_weight_(site.consumer.layer, solved.weight, solved.bias)
             self.solved.add(f"{site.block}.{site.spec.consumer[0]}")
         self.kept[site.key] = kept
+
+    def _last_without(self, site: Site, scores: Tensor) -> Tensor:
+        """The scores, below all others those of units that the size before has lost."""
+        within = (self.among or {}).get(site.key)
+        if within is None:
+            return scores
+        lost = torch.ones(site.n_units, dtype=torch.bool, device=scores.device)
+        lost[within.to(lost.device)] = False
+        return scores.masked_fill(lost, -math.inf)
 
     def _similarity(self, site: Site) -> Tensor | None:
         found = similarity_of(self.stream, self.read.fit, site, self.recipe, self.read.needs[site.name])

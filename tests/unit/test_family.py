@@ -9,6 +9,7 @@ from prunelm.allocation import allocated
 from prunelm.data import Batches
 from prunelm.errors import BudgetError
 from prunelm.family import prune_family
+from prunelm.plan import Nested
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
@@ -43,6 +44,29 @@ def test_the_sizes_of_a_family_are_nested(recipe):
         assert {site.key: site.n_units for site in find_sites(model)} == {k: s["kept"] for k, s in report.sites.items()}
         assert report.recipe.sparsity - 0.05 < report.sparsity_of_blocks <= report.recipe.sparsity
         assert outputs(model, tiny_inputs(model)).isfinite().all()
+
+
+@pytest.mark.parametrize("recipe", ["obs", "goa-budget", "liar", "flap", "taylor-first"])
+def test_the_largest_model_of_a_family_is_that_of_a_prune_alone(recipe):
+    found, (alone, report) = _family("llama", recipe), _family("llama", recipe, sizes=(min(SIZES),))[0]
+    chosen = Recipe.load(recipe, multiple_of=1, samples=24, length=12, sparsity=min(SIZES))
+    model = tiny_model("llama", num_hidden_layers=3)
+    assert _kept(report) == _kept(prune_(model, _calibration("llama"), chosen)) == _kept(found[0][1])
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, alone.state_dict()[name])
+        assert torch.equal(weight, found[0][0].state_dict()[name])
+
+
+def test_units_are_chosen_behind_the_pruned_prefix_among_those_of_the_size_before():
+    chosen = Recipe.load("obs", multiple_of=1, samples=24, length=12, sparsity=0.4)
+    before, after = (report.plan.kept for _, report in _family("llama", "obs", sizes=(0.1, 0.4)))
+    model = tiny_model("llama", num_hidden_layers=3)
+    alone = prune_(model, _calibration("llama"), chosen, nested=Nested(among=before)).plan.kept
+    assert {key: units.tolist() for key, units in alone.items()} == {
+        key: units.tolist() for key, units in after.items()
+    }
+    free = prune_(tiny_model("llama", num_hidden_layers=3), _calibration("llama"), chosen).plan.kept
+    assert any(not torch.equal(free[key], after[key]) for key in free)
 
 
 @pytest.mark.parametrize(("recipe", "how"), [("best", "the prices it found"), ("best-uniform", "the damage expected")])
