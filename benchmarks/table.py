@@ -191,11 +191,14 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         "## One calibration, five sizes",
         "",
         "`python -m benchmarks run families`. One prune to five nested sizes, calibrated and evaluated as the table "
-        "above; e = ln(perplexity / dense) before and after the steps of natural gradient. The last columns: the best "
-        "known e of that row as a share of the e that another recipe has in the table above.",
+        "above; e = ln(perplexity / dense) before and after the steps of natural gradient. *Own units*: as families "
+        "are made now, each size chooses its units behind its own pruned prefix, of those that the size before kept (a "
+        "family of the sizes shown); all else was measured when the scores of the dense model ranked the units of all "
+        "sizes. The last columns: the best known e of that row as a share of the e that another recipe has in the "
+        "table above.",
         "",
-        _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
-        _row(["---"] * (4 + len(BESIDE))),
+        _row(["recipe, text", "size", "e", "own units", "with steps", *(f"of `{name}`" for name in BESIDE)]),
+        _row(["---"] * (5 + len(BESIDE))),
     ]
     for name in FAMILIES:
         for text in dense:
@@ -208,14 +211,20 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
     return lines
 
 
+ABSENT = ("not run", "", "not run")
+"""What the table of families says where a member was not measured, for each way of measuring it."""
+
+
 def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
     dense = alone["dense"]["evaluation"]
-    found = [entries.get(f"{name} {size}{kind}") for kind in ("", " stepped")]
+    found = [entries.get(f"{name} {size}{kind}") for kind in ("", " own units", " stepped")]
     if found[0] is None:
         return []
-    said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
+    said = [
+        f"{_excess(entry, dense, text):.3f}" if entry else absent for entry, absent in zip(found, ABSENT, strict=True)
+    ]
     others = [_cell_of(other, size, alone, entries)[0] for other in BESIDE]
-    now = found[1] or found[0]
+    now = found[2] or found[1] or found[0]
     shares = [f"{_excess(now, dense, text) / _excess(other, dense, text):.2f}" if other else "" for other in others]
     return [_row([f"{name}, {text}", f"{size:.0%}", *said, *shares])]
 
