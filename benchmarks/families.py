@@ -106,10 +106,11 @@ def _stepped(dense: Path, family: Path, name: str, size: float, texts: Mapping[s
     read = reading(calibration, None, recipe, find_sites(model))
     start = time.process_time()
     aim = aim_of(BlockStream(model, read.batches), read, recipe.natural_steps)
+    aimed = time.process_time() - start
     pruned, _ = _opened(family / f"{size:g}")
-    aim.fit.stream = aim.held.stream = BlockStream(pruned, read.batches)
-    notes = natural_steps_(pruned, aim)
-    found = {"notes": notes, "steps": recipe.natural_steps, "processor_seconds": time.process_time() - start}
+    notes = natural_steps_(pruned, aim.on(BlockStream(pruned, read.batches)))
+    seconds = {"aim_seconds": aimed, "processor_seconds": time.process_time() - start}
+    found: dict[str, Any] = {"notes": notes, "steps": recipe.natural_steps, **seconds}
     found["evaluation"] = evaluated(pruned, tokenizer, texts, **EVALUATED)
     if size in SPARSITIES and installed() and needed(DATA / "tasks"):
         found["tasks"] = accuracies(pruned, tokenizer)

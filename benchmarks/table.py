@@ -245,10 +245,13 @@ def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
         f"{(shared + sum(sizes.values())) / (shared + sizes[middle]):.2f} times as much as one."
     )
     if middle in steps:
-        both = {size: sizes[size] + steps.get(size, steps[middle]) for size in SIZES}
+        aim = stepped[middle].get("aim_seconds", 0.0)
+        both = {size: sizes[size] + steps.get(size, steps[middle]) - aim for size in SIZES}
         said += (
-            f" The steps cost {steps[middle] / one:.1f} more for each size; with them, five sizes cost "
-            f"{(shared + sum(both.values())) / (shared + both[middle]):.2f} times as much as one."
+            f" The steps cost {steps[middle] / one:.1f} more for one size"
+            + (f", {aim / one:.1f} of which all sizes share" if aim else "")
+            + "; with them, five sizes cost "
+            f"{(shared + aim + sum(both.values())) / (shared + aim + both[middle]):.2f} times as much as one."
         )
     return [said, ""]
 

@@ -13,11 +13,14 @@ from .derivatives import Derivatives
 from .errors import BudgetError
 from .job import Job, plan_counts, prepare_
 from .journal import Journal
+from .natural_gradient import aim_of
 from .plan import Nested
 from .progress import Progress, named, silent
 from .pruning import Report, prune_
+from .reading import reading
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
+from .stream import BlockStream
 from .workbench import Workbench
 
 
@@ -35,11 +38,12 @@ def prune_family(
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """(model, report) of every size, the largest model first; the units of each are a subset of those before it.
 
-    The dense model is looked at once, and a search for budgets, where the recipe has one, is made at the middle size.
-    That size takes the plan found; smaller budgets take no more from any site than it does, larger ones no less, by the
-    prices that the search found or by the damage expected. Where consumers are repaired or refitted, each size scores
-    and solves on the inputs behind its own pruned prefix, and chooses among the units that the size before kept. Where
-    they are not, and with an `outlook` from before, the scores of the dense model rank the units of all sizes.
+    The dense model is looked at once; its answers are what steps of natural gradient aim at in every size. A search for
+    budgets, where the recipe has one, is made at the middle size. That size takes the plan found; smaller budgets take
+    no more from any site than it does, larger ones no less, by the prices that the search found or by the damage
+    expected. Where consumers are repaired or refitted, each size scores and solves on the inputs behind its own pruned
+    prefix, and chooses among the units that the size before kept. Where they are not, and with an `outlook` from
+    before, the scores of the dense model rank the units of all sizes.
 
     Args:
         load: gives the dense model, a new one each time.
@@ -70,6 +74,9 @@ def prune_family(
             among = {}
         else:
             derivatives = None
+    read = reading(calibration, refit, middle, jobs[0].sites)
+    steps = middle.natural_steps
+    aim = aim_of(BlockStream(model, read.batches), read, steps, progress) if steps else None
     within = _within_plan(sizes, jobs, outlook)
     ceiling = _ceiling(model, within, jobs[0], outlook)
     del model
@@ -84,6 +91,7 @@ def prune_family(
             outlook=outlook,
             nested=Nested(floor=floor, ceiling=ceiling if size in within else {}, among=among),
             derivatives=derivatives,
+            aim=aim,
             bench=bench.part(f"{size.sparsity:g}"),
             progress=named(progress, f"{size.sparsity:g}"),
         )

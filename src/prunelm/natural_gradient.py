@@ -12,7 +12,7 @@ together is in none of the matrices. The steps share the tokens to fit, each fol
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,10 @@ class Aim:
     held: Divergence
     parts: list[list[int]]
     asked: int
+
+    def on(self, stream: BlockStream) -> "Aim":
+        """The same aim for another model of the dense one, on a stream of the same batches."""
+        return replace(self, fit=self.fit.on(stream), held=self.held.on(stream))
 
 
 def aim_of(stream: BlockStream, read: Reading, steps: int, progress: Progress = silent) -> Aim:

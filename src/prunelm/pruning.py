@@ -26,7 +26,7 @@ from .hidden_pruning import remove_hidden_
 from .job import Job, first_channels_, prepare_, with_biases_
 from .journal import Journal
 from .moments import Moments, output_energy
-from .natural_gradient import aim_of, natural_steps_
+from .natural_gradient import Aim, aim_of, natural_steps_
 from .observation import Observed, first_producer, observe, observe_pair
 from .placement import devices_of, exact
 from .plan import Budget, Decided, Nested, Plan, prunable, top_units
@@ -97,6 +97,7 @@ def prune_(
     outlook: Outlook | None = None,
     nested: Nested | None = None,
     derivatives: Derivatives | None = None,
+    aim: Aim | None = None,
     decided: Decided | None = None,
     journal: Journal | None = None,
     bench: Workbench | None = None,
@@ -115,6 +116,7 @@ def prune_(
         nested: units that each site must lose at least and may lose at most, and those to choose among, where this is
             one size of a family.
         derivatives: what backward passes of the dense model gave before.
+        aim: of the recipe's steps of natural gradient, taken from the dense model before.
         decided: how many units stay in each site, in place of the allocator's plan, and of some sites which.
         journal: of the search for widths, where the recipe makes one; kept on the bench by default.
         bench: where finished steps are kept, and read from when they were made before.
@@ -161,7 +163,7 @@ def prune_(
         exact=decided is not None,
         among=among,
     )
-    _carry_out_(work, bench, progress)
+    _carry_out_(work, bench, progress, aim)
     return replace(_reported(work, calibration, refit, before, start, model), hidden=hidden or None)
 
 
@@ -246,10 +248,11 @@ def repair_(
     return _reported(work, calibration, None, before, start, model)
 
 
-def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
+def _carry_out_(work: "_Work", bench: Workbench, progress: Progress, aim: Aim | None = None) -> None:
     """Prune block by block, as an earlier run did where it got so far, check the plan, and take the recipe's steps."""
     job, room, steps = work.job, work.stream.room, work.recipe.natural_steps
-    aim = aim_of(work.stream, work.read, steps, progress) if steps else None
+    if steps:
+        aim = aim_of(work.stream, work.read, steps, progress) if aim is None else aim.on(work.stream)
     job.notes.extend(_unjudged(work.read, work.recipe))
     groups = by_block(job.sites)
     last = max(groups)
@@ -269,7 +272,7 @@ def _carry_out_(work: "_Work", bench: Workbench, progress: Progress) -> None:
     Plan(work.kept).check(job.sites, job.budget, job.step)
     if not work.recipe.per_block:
         share_config_(work.stream.model, job)
-    if aim is not None:
+    if steps and aim is not None:
         said = natural_steps_(work.stream.model, aim, bench=bench, progress=progress)
         towards = ", from the model without its hidden channels" if work.recipe.hidden else ""
         job.notes.extend(note + towards for note in said)

@@ -1,5 +1,6 @@
 """What a site's error costs at the model's output, measured by forward passes on held-out tokens."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -87,6 +88,12 @@ class Divergence:
         self.whole = whole if whole is not None else [stream.batches[b] for b in self.batches]
         self.rows = self.rows_of(self.batches)
         self.energy = 1.0 if self.predicts else summed_number(energy) / self.rows
+
+    def on(self, stream: BlockStream) -> "Divergence":
+        """The divergence of another model from the same one, on a stream of the same batches."""
+        found = copy.copy(self)
+        found.stream = stream
+        return found
 
     @torch.no_grad()
     def dense(self, b: int) -> Float[Tensor, "row _"]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import prunelm
+from prunelm import natural_gradient
 from prunelm.allocation import allocated
 from prunelm.data import Batches
 from prunelm.errors import BudgetError
@@ -55,6 +56,26 @@ def test_the_largest_model_of_a_family_is_that_of_a_prune_alone(recipe):
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, alone.state_dict()[name])
         assert torch.equal(weight, found[0][0].state_dict()[name])
+
+
+def test_the_dense_model_answers_once_for_the_steps_of_all_sizes(monkeypatch):
+    asked, told = natural_gradient.aim_of, []
+    monkeypatch.setattr("prunelm.family.aim_of", lambda *args: (told.append(args), asked(*args))[1])
+    monkeypatch.setattr("prunelm.pruning.aim_of", lambda *_: pytest.fail("asked again"))
+    shared = _family("llama", "obs", natural_steps=2)
+    monkeypatch.undo()
+    again = _family("llama", "obs", sizes=(min(SIZES),), natural_steps=2)
+    model = tiny_model("llama", num_hidden_layers=3)
+    chosen = Recipe.load("obs", multiple_of=1, samples=24, length=12, sparsity=min(SIZES), natural_steps=2)
+    report = prune_(model, _calibration("llama"), chosen)
+    assert len(told) == 1
+    assert any("natural gradient: divergence" in note for note in report.notes)
+    for (pruned, found), size in zip(shared, sorted(SIZES), strict=True):
+        assert sum(note.startswith("natural gradient: divergence") for note in found.notes) == 1, size
+        assert outputs(pruned, tiny_inputs(pruned)).isfinite().all()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again[0][0].state_dict()[name])
+        assert torch.equal(weight, shared[0][0].state_dict()[name])
 
 
 def test_units_are_chosen_behind_the_pruned_prefix_among_those_of_the_size_before():
