@@ -22,6 +22,7 @@ from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .hidden import built_width
 from .loading import find_model, load_model, load_tokenizer
+from .progress import Progress, silent
 from .sites import Site, architecture_of, bias_of, find_blocks, find_sites, gone_sites, weight_of
 from .targets import blocks_in_words
 
@@ -49,13 +50,14 @@ _COPIED = (
 _NORMS = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
 
 
-def export_decilm(model: str | Path, out: str | Path, *, force: bool = False) -> Exported:
+def export_decilm(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress = silent) -> Exported:
     """Write a model as a nemotron-nas folder, every value of which is read back before this returns.
 
     Args:
         model: a folder that `prune` wrote, or any model that it accepts.
         out: folder to write.
         force: replace `out` if it exists.
+        progress: told when the files are written, and when they are proven.
 
     Raises:
         CheckpointError: a value came back differently.
@@ -76,7 +78,9 @@ def export_decilm(model: str | Path, out: str | Path, *, force: bool = False) ->
         (folder / CONFIG_CODE).write_text(code, encoding="utf-8")
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
 
-    with exported_folder(out, source, write, format="nemotron-nas", force=force, need_bytes=size) as folder:
+    with exported_folder(
+        out, source, write, format="nemotron-nas", force=force, need_bytes=size, progress=progress
+    ) as folder:
         _read_back(folder, tensors, config)
         written = bytes_of(folder)
     return Exported(

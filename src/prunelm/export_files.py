@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from .calibration import fingerprint
 from .journal import Journal
 from .loading import Source, sha256_of
+from .progress import Progress, silent
 from .workbench import WORTH_KEEPING, Step, Workbench, lasting, workbench
 from .writing import claimed, explained, new_file, new_folder
 
@@ -21,7 +22,14 @@ FILES = "files"
 
 @contextlib.contextmanager
 def exported_folder(
-    out: str | Path, source: Source, write: Callable[[Path], None], *, format: str, force: bool, need_bytes: int
+    out: str | Path,
+    source: Source,
+    write: Callable[[Path], None],
+    *,
+    format: str,
+    force: bool,
+    need_bytes: int,
+    progress: Progress = silent,
 ) -> Iterator[Path]:
     """A folder with what `write` makes in it, which becomes `out` when the body ends well.
 
@@ -35,9 +43,13 @@ def exported_folder(
         place = _place(bench)
         written = _stands(place, bench.get(FILES))
         with new_folder(out, force=force, need_bytes=0 if written else need_bytes) as folder:
+            progress("writing", int(written), 1)
             if not written:
                 _write(place, bench, write)
+            progress("writing", 1, 1)
+            progress("proving", 0, 1)
             yield place
+            progress("proving", 1, 1)
             for path in place.iterdir():
                 path.replace(folder / path.name)
 
@@ -103,20 +115,22 @@ class Part:
     make: Callable[[], bytes]
 
 
-def write_parts(path: Path, head: bytes, parts: Sequence[Part], journal: Journal) -> None:
+def write_parts(path: Path, head: bytes, parts: Sequence[Part], journal: Journal, progress: Progress = silent) -> None:
     """Write a file from its head and its parts, one of them in memory at a time.
 
     Parts that the file has already, by their checksums in the journal, are not made again.
     """
     with path.open("r+b" if path.exists() else "w+b") as opened:
         opened.write(head)
-        for part in parts:
+        for n, part in enumerate(parts):
+            progress("writing", n, len(parts))
             start = opened.tell()
             known = journal.entry(partial(_put, opened, part))
             if opened.tell() == start and _sum(opened.read(part.bytes)) != known["sum"]:
                 opened.seek(start)
                 _put(opened, part)
         opened.truncate()
+    progress("writing", len(parts), len(parts))
 
 
 def _put(opened: BinaryIO, part: Part) -> dict[str, str]:

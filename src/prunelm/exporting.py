@@ -9,6 +9,7 @@ from .exported import Exported
 from .gguf_export import export_gguf
 from .onnx_export import export_onnx
 from .padding import export_padded
+from .progress import Progress, silent
 from .registry import did_you_mean
 from .torchao_export import export_torchao
 from .writing import writes
@@ -31,6 +32,7 @@ def export(
     type: str | None = None,
     parent: str | Path | None = None,
     force: bool = False,
+    progress: Progress = silent,
 ) -> Exported:
     """Write a model in another program's format, checked before this returns.
 
@@ -45,6 +47,7 @@ def export(
         type: of the matrices of a .gguf file: f32, f16 (by default), bf16, q8_0 or q4_0.
         parent: the dense model's .gguf file, from which a .gguf file takes its vocabulary and metadata.
         force: replace `out` if it exists.
+        progress: told about every tensor of a .gguf file, else when files are written and when they are proven.
 
     Raises:
         CheckpointError: no such format or type, or it would compute something else; nothing was kept.
@@ -61,4 +64,4 @@ def export(
     options: dict[str, Any] = {k: v for k, v in {"type": type, "parent": parent}.items() if v is not None}
     if options and chosen != "gguf":
         raise CheckpointError(f"{' and '.join(f'--{name}' for name in options)} is for .gguf files: leave it out.")
-    return FORMATS[chosen](model, out, force=force, **options)
+    return FORMATS[chosen](model, out, force=force, progress=progress, **options)

@@ -17,6 +17,7 @@ from .export_files import Part, exported_file, write_parts
 from .exported import Exported
 from .gguf_vocabulary import add_vocabulary
 from .loading import check_gguf, find_model, load_model, skeleton
+from .progress import Progress, silent
 from .registry import did_you_mean
 from .sites import GgufForm, architecture_of, find_sites, gone_sites
 from .storage import BLOCK, WRITTEN, written_type
@@ -26,7 +27,13 @@ _KEPT_FINER = ("token_embd.weight", "output.weight")
 
 
 def export_gguf(
-    model: str | Path, out: str | Path, *, type: str = "f16", parent: str | Path | None = None, force: bool = False
+    model: str | Path,
+    out: str | Path,
+    *,
+    type: str = "f16",
+    parent: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> Exported:
     """Write a model as a .gguf file, every value of which is read back before this returns.
 
@@ -39,6 +46,7 @@ def export_gguf(
         type: of the matrices: f32, f16, bf16, q8_0 or q4_0. Vectors are always f32.
         parent: the dense model's .gguf file, from which the vocabulary and all metadata but the sizes are taken.
         force: replace `out` if it exists.
+        progress: told about every tensor.
 
     Raises:
         CheckpointError: no such type, a parent of another model, or a tokenizer that cannot be said.
@@ -72,8 +80,9 @@ def export_gguf(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         tensors = _tensors(loaded, form)
         types = _types(tensors, WRITTEN[type])
-        write_parts(file, _head(writer, tensors, types), _parts(writer, tensors, types, loaded, form), journal)
-        _read_back(file, tensors, types, loaded, form)
+        parts = _parts(writer, tensors, types, loaded, form)
+        write_parts(file, _head(writer, tensors, types), parts, journal, progress)
+        _read_back(file, tensors, types, loaded, form, progress)
     return Exported(
         path=out,
         architecture=form.name,
@@ -326,13 +335,14 @@ def _read_back(
     types: dict[str, GGMLQuantizationType],
     model: PreTrainedModel,
     form: GgufForm,
+    progress: Progress = silent,
 ) -> None:
     """Raise unless the file holds every tensor, in its shape, with its values within the precision of its type."""
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     if stored.keys() != tensors.keys():
         raise CheckpointError(f"{path.name}: tensors are missing in the file that was written; nothing was kept")
     head_dim = _head_dim(model)
-    for name, parts in tensors.items():
+    for n, (name, parts) in enumerate(tensors.items(), start=1):
         wanted = _array(name, parts, form, head_dim)
         found = gguf.dequantize(stored[name].data, stored[name].tensor_type).reshape(wanted.shape)
         if (
@@ -340,6 +350,7 @@ def _read_back(
             or (np.abs(found - wanted) > largest_error(wanted, types[name])).any()
         ):
             raise CheckpointError(f"{path.name}: {name} holds other values than the model; nothing was kept")
+        progress("reading back", n, len(tensors))
 
 
 def largest_error(values: Float[np.ndarray, "..."], kind: GGMLQuantizationType) -> Float[np.ndarray, "..."]:

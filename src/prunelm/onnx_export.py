@@ -18,6 +18,7 @@ from .errors import CheckpointError, UnsupportedModelError
 from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .loading import find_model, load_model, load_tokenizer, skeleton
+from .progress import Progress, silent
 from .stream import prediction
 from .verify import TOLERANCE, proof_inputs
 
@@ -25,7 +26,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _ROWS, _TOKENS = 2, 12
 
 
-def export_onnx(model: str | Path, out: str | Path, *, force: bool = False) -> Exported:
+def export_onnx(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress = silent) -> Exported:
     """Write a model as ONNX graphs in float32, whose outputs in onnxruntime equal its own.
 
     A causal model gives two graphs: `prefill.onnx`, from tokens to logits and cache, and `decode.onnx`, from a token
@@ -35,6 +36,7 @@ def export_onnx(model: str | Path, out: str | Path, *, force: bool = False) -> E
         model: a folder that `prune` wrote, or any model that it accepts.
         out: folder to write.
         force: replace `out` if it exists.
+        progress: told when the files are written, and when they are proven.
 
     Raises:
         CheckpointError: a package is missing, or onnxruntime computes something else.
@@ -54,7 +56,7 @@ def export_onnx(model: str | Path, out: str | Path, *, force: bool = False) -> E
         _trace(loaded, source.name).save_pretrained(folder)
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
 
-    with exported_folder(out, source, write, format="onnx", force=force, need_bytes=need) as folder:
+    with exported_folder(out, source, write, format="onnx", force=force, need_bytes=need, progress=progress) as folder:
         gap = largest_gap(loaded, folder)
         if not gap <= TOLERANCE:
             raise CheckpointError(f"onnxruntime gives other outputs (difference {gap:.2e}); nothing was kept")

@@ -20,6 +20,7 @@ from .exported import Exported, bytes_of
 from .finalizing import finalize
 from .hidden import built_width
 from .loading import PLAN_FILE, find_model, load_model, load_tokenizer, narrow_to_, widths
+from .progress import Progress, silent
 from .sites import Site, SiteSpec, architecture_of
 from .stock import stock_config, why_relabeled
 
@@ -27,7 +28,7 @@ Positions = dict[tuple[str, str], Tensor]
 """By layer and axis, where the entries of a narrower axis lie in a wider one."""
 
 
-def export_padded(model: str | Path, out: str | Path, *, force: bool = False) -> Exported:
+def export_padded(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress = silent) -> Exported:
     """Write a model whose blocks differ as a stock folder, its missing units as zeros; proven in a fresh process.
 
     Removed units are zero rows and columns, so the function stays the same; what was saved comes back, but for what the
@@ -37,6 +38,7 @@ def export_padded(model: str | Path, out: str | Path, *, force: bool = False) ->
         model: a folder that `prune` wrote with widths that differ between blocks.
         out: folder to write.
         force: replace `out` if it exists.
+        progress: told when the files are written, and when they are proven.
 
     Raises:
         CheckpointError: stock transformers computes something else.
@@ -68,7 +70,9 @@ def export_padded(model: str | Path, out: str | Path, *, force: bool = False) ->
         finalize(folder)
 
     need = small.dtype.itemsize * sum(torch.Size(size).numel() for size in sizes.values())
-    with exported_folder(out, source, write, format="padded", force=force, need_bytes=need) as folder:
+    with exported_folder(
+        out, source, write, format="padded", force=force, need_bytes=need, progress=progress
+    ) as folder:
         prove_folder(small, folder)
         written = bytes_of(folder)
     return Exported(

@@ -18,6 +18,7 @@ from .export_files import exported_folder
 from .exported import Exported, bytes_of
 from .loading import Source, find_model, load_model, load_tokenizer, read_json
 from .per_block import carries_code, modeling_file
+from .progress import Progress, silent
 from .sites import architecture_of
 from .stream import prediction
 from .verify import TOLERANCE, proof_inputs
@@ -25,13 +26,14 @@ from .verify import TOLERANCE, proof_inputs
 TOKENS = 24
 
 
-def export_torchao(model: str | Path, out: str | Path, *, force: bool = False) -> Exported:
+def export_torchao(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress = silent) -> Exported:
     """Write a model with the weights of its linear layers in int8, a scale for each row; all others keep their dtype.
 
     Args:
         model: a folder that `prune` wrote, or any model that it accepts.
         out: folder to write; transformers opens it with torchao installed, one with uneven blocks by the code in it.
         force: replace `out` if it exists.
+        progress: told when the files are written, and when they are proven.
 
     Raises:
         CheckpointError: torchao is missing, or the folder gives other logits when it is opened; nothing was kept.
@@ -65,7 +67,9 @@ def export_torchao(model: str | Path, out: str | Path, *, force: bool = False) -
         (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         copy_tokenizer(source, load_tokenizer(source) if source.gguf else None, folder)
 
-    with exported_folder(out, source, write, format="torchao-int8", force=force, need_bytes=2 * size) as folder:
+    with exported_folder(
+        out, source, write, format="torchao-int8", force=force, need_bytes=2 * size, progress=progress
+    ) as folder:
         gap = _gap(small, _opened(folder, floats, uneven))
         if not gap <= TOLERANCE:
             raise CheckpointError(f"the int8 folder gives other logits when opened ({gap:.2e}); nothing was kept")

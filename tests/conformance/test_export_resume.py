@@ -168,3 +168,17 @@ def test_another_model_of_the_name_is_refused(dense, tmp_path, monkeypatch, long
     made.clear()
     prunelm.export(model, out, type="q8_0", force=True)
     assert len(made) == len(set(made)) > 5
+
+
+def test_long_exports_tell_how_far_they_are(dense, per_block, tmp_path, monkeypatch, no_vocabulary):
+    monkeypatch.setattr("prunelm.padding.prove_folder", lambda *_: 0.0)
+    told = []
+    prunelm.export(dense, tmp_path / "model.gguf", progress=lambda *said: told.append(said))
+    tensors = told[-1][2]
+    assert told == [
+        *(("writing", n, tensors) for n in range(tensors + 1)),
+        *(("reading back", n, tensors) for n in range(1, tensors + 1)),
+    ]
+    told.clear()
+    prunelm.export(per_block, tmp_path / "out", format="padded", progress=lambda *said: told.append(said))
+    assert told == [("writing", 0, 1), ("writing", 1, 1), ("proving", 0, 1), ("proving", 1, 1)]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import out, print_json, quiet, tell
+from .console import out, print_json, progress_bars, quiet, tell
 from .options import AsJson, Force, Model
 
 
@@ -32,8 +32,8 @@ def export(
     """Convert MODEL for another program: llama.cpp (.gguf), vLLM (DeciLM), ONNX, torchao, or zero-padded."""
     from ..exporting import export as run
 
-    with quiet():
-        found = run(model, out_path, format=format_, type=type_, parent=parent, force=force)
+    with quiet(), progress_bars() as progress:
+        found = run(model, out_path, format=format_, type=type_, parent=parent, force=force, progress=progress)
     tell(found.notes)
     if as_json:
         print_json({**vars(found), "path": str(found.path)})
