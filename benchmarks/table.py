@@ -197,8 +197,8 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         "sizes. The last columns: the best known e of that row as a share of the e that another recipe has in the "
         "table above.",
         "",
-        _row(["recipe, text", "size", "e", "own units", "with steps", *(f"of `{name}`" for name in BESIDE)]),
-        _row(["---"] * (5 + len(BESIDE))),
+        _row(["recipe, text", "size", *WAYS, *(f"of `{name}`" for name in BESIDE)]),
+        _row(["---"] * (2 + len(WAYS) + len(BESIDE))),
     ]
     for name in FAMILIES:
         for text in dense:
@@ -211,20 +211,19 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
     return lines
 
 
-ABSENT = ("not run", "", "not run")
-"""What the table of families says where a member was not measured, for each way of measuring it."""
+WAYS = {"e": "", "own units": " own units", "with steps": " stepped", "own units, with steps": " own units stepped"}
+"""How a member of a family was made: the heading, and the end of its entry's name."""
+BEST_KNOWN = ("own units, with steps", "with steps", "own units", "e")
 
 
 def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
     dense = alone["dense"]["evaluation"]
-    found = [entries.get(f"{name} {size}{kind}") for kind in ("", " own units", " stepped")]
-    if found[0] is None:
+    found = {way: entries.get(f"{name} {size}{end}") for way, end in WAYS.items()}
+    if found["e"] is None:
         return []
-    said = [
-        f"{_excess(entry, dense, text):.3f}" if entry else absent for entry, absent in zip(found, ABSENT, strict=True)
-    ]
+    said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found.values()]
     others = [_cell_of(other, size, alone, entries)[0] for other in BESIDE]
-    now = found[2] or found[1] or found[0]
+    now = next(entry for way in BEST_KNOWN if (entry := found[way]))
     shares = [f"{_excess(now, dense, text) / _excess(other, dense, text):.2f}" if other else "" for other in others]
     return [_row([f"{name}, {text}", f"{size:.0%}", *said, *shares])]
 
