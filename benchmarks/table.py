@@ -125,8 +125,8 @@ def _frontier(entries: Mapping[str, Any], members: Mapping[str, Any]) -> list[st
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
         f"perplexity: {stated}. Cells: perplexity, and in parentheses e = ln(perplexity / dense), which is 0 for the "
-        "dense model. `f`: a member of a family of five nested sizes (below), in place of a prune of its own. `best "
-        "with heads` is `best` as it was before the trials below, on attention and FFN.",
+        "dense model. `f`, `o`: a member of a family of nested sizes (below), in place of a prune of its "
+        "own, `o` with own units. `best with heads` is `best` as it was before the trials below, on attention and FFN.",
         "",
     ]
     rows = [*(f"{name}, with steps" for name in FAMILIES), *FAMILIES, EARLIER, *FRONTIER[len(FAMILIES) :]]
@@ -148,10 +148,12 @@ def _cell_of(
 ) -> tuple[Mapping[str, Any] | None, str]:
     """What was measured of a recipe at a size, and the mark of how."""
     name, _, steps = row.partition(", with ")
-    if steps:
-        return members.get(f"{name} {size} stepped"), " f"
-    alone = entries.get(f"{name} {size}")
-    return (alone, "") if alone else (members.get(f"{name} {size}"), " f")
+    alone = None if steps else entries.get(f"{name} {size}")
+    if alone:
+        return alone, ""
+    end = " stepped" if steps else ""
+    own = members.get(f"{name} {size} own units{end}")
+    return (own, " o") if own else (members.get(f"{name} {size}{end}"), " f")
 
 
 def _said(entry: Mapping[str, Any] | None, mark: str, dense: Mapping[str, Any], text: str) -> str:
