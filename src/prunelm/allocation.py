@@ -248,22 +248,11 @@ def look_at(
     journal: Journal | None = None,
     bench: Workbench | None = None,
     refit: Batches | None = None,
-) -> Outlook:
-    """The outlook of a model that is dense and stays so; `refit` as for `prune_`."""
-    return look_with(model, calibration, recipe, job, progress, journal, bench, refit)[0]
-
-
-def look_with(
-    model: PreTrainedModel,
-    calibration: Batches,
-    recipe: Recipe,
-    job: Job,
-    progress: Progress,
-    journal: Journal | None = None,
-    bench: Workbench | None = None,
-    refit: Batches | None = None,
 ) -> tuple[Outlook, Recipe, Derivatives]:
-    """`look_at` with what it looked by: the recipe with the fusion weights it found, and the derivatives."""
+    """The outlook of a model that is dense and stays so, and what it was made by; `refit` as for `prune_`.
+
+    That is the recipe, with the fusion weights that were found, and the derivatives.
+    """
     bench = bench or Workbench()
     read = reading(calibration, refit, recipe, job.sites)
     derivatives = derivatives_of(model, read, job.sites, recipe)

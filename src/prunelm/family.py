@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .allocation import Outlook, allocated, look_with
+from .allocation import Outlook, allocated, look_at
 from .criteria import CRITERIA
 from .data import Batches
 from .derivatives import Derivatives
@@ -68,15 +68,16 @@ def prune_family(
     among: dict[str, Tensor] | None = None
     if outlook is None:
         job = prepare_(model, middle)
-        outlook, middle, derivatives = look_with(model, calibration, middle, job, progress, journal, bench, refit)
+        outlook, middle, derivatives = look_at(model, calibration, middle, job, progress, journal, bench, refit)
         sizes = [replace(middle, sparsity=size.sparsity) for size in sizes]
         if _scores_anew(middle):
             among = {}
         else:
             derivatives = None
-    read = reading(calibration, refit, middle, jobs[0].sites)
-    steps = middle.natural_steps
-    aim = aim_of(BlockStream(model, read.batches), read, steps, progress) if steps else None
+    aim = None
+    if middle.natural_steps:
+        read = reading(calibration, refit, middle, jobs[0].sites)
+        aim = aim_of(BlockStream(model, read.batches), read, middle.natural_steps, progress)
     within = _within_plan(sizes, jobs, outlook)
     ceiling = _ceiling(model, within, jobs[0], outlook)
     del model

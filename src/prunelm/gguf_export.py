@@ -335,7 +335,7 @@ def _read_back(
     types: dict[str, GGMLQuantizationType],
     model: PreTrainedModel,
     form: GgufForm,
-    progress: Progress = silent,
+    progress: Progress,
 ) -> None:
     """Raise unless the file holds every tensor, in its shape, with its values within the precision of its type."""
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}

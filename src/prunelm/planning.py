@@ -128,7 +128,7 @@ def _looked(
     task = {"model": lasting(source.name), "recipe": recipe.to_dict(), "text": lasting(text), "device": source.where}
     task["inputs"] = {"model": fingerprint(source), "calibration": plain(batches.facts)}
     with workbench_until(until, out, task, command="plan", force=force) as bench:
-        return look_at(model, batches, recipe, prepare_(model, recipe), progress, bench=bench, refit=refit)
+        return look_at(model, batches, recipe, prepare_(model, recipe), progress, bench=bench, refit=refit)[0]
 
 
 def _price_note(rows: list[dict[str, Any]], recipe: Recipe, name: str) -> list[str]:

@@ -81,7 +81,7 @@ class Run:
         bench = self.bench.part("look")
         job = prepare_(dense, recipe)
         known = (self.progress, self.journal, bench, self.refit)
-        return self.outlook or look_at(dense, self.calibration, recipe, job, *known)
+        return self.outlook or look_at(dense, self.calibration, recipe, job, *known)[0]
 
     def at(
         self, dense: PreTrainedModel, size: Sized, outlook: Outlook | None, bench: Workbench, progress: Progress

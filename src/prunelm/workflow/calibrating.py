@@ -55,7 +55,8 @@ def calibrate(
             batches, refit = files.read(dense, chosen, batch_tokens, part)
             part.check(files.inputs(batches, refit))
             kept = journal_of(journal, files.source, [chosen], batches)
-            return look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part, refit), batches
+            found, *_ = look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part, refit)
+            return found, batches
 
         (outlook, batches), notes = within_memory(seen, files.source.device, chosen.length, progress)
         outlook = replace(outlook, notes=[*outlook.notes, *repetition_notes(batches.facts), *notes, *shared_by()])
