@@ -6,6 +6,7 @@ pruning shows what they are worth. The 20 and 50 % models also answer zero-shot 
 Recipes without steps are pruned to the same sizes, to be compared with.
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelm.data import Batches
 from prunelm.loading import find_model, load_model, load_tokenizer
-from prunelm.natural_gradient import aim_of, natural_steps_
+from prunelm.natural_gradient import Aim, aim_of, natural_steps_
 from prunelm.reading import reading
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
@@ -30,7 +31,19 @@ from .stages import Stages, plain_pass
 from .zero_shot import SPARSITIES, accuracies, installed
 
 RECIPES = ("best", "best-uniform")
-OTHERS = ("wanda-sp", "taylor-first", "taylor-second", "flap", "goa-budget", "aef", "hywia")
+OTHERS = (
+    "wanda-sp",
+    "taylor-first",
+    "taylor-second",
+    "flap",
+    "goa-budget",
+    "sensitivity",
+    "liar",
+    "aef",
+    "hywia",
+    "osp",
+    "osp-repaired",
+)
 """Recipes that take no steps."""
 SIZES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -99,18 +112,23 @@ def _evaluated(folder: Path, texts: Mapping[str, Path]) -> dict[str, Any]:
     return {"evaluation": evaluated(*_opened(folder), texts, **EVALUATED)}
 
 
-def _stepped(dense: Path, family: Path, name: str, size: float, texts: Mapping[str, Path]) -> dict[str, Any]:
-    """A member of the family after the recipe's steps of natural gradient, as pruning it ends; zero-shot tasks too."""
-    recipe = _recipe(name, size)
+@functools.cache
+def _aimed(dense: Path, name: str) -> tuple[Aim, PreTrainedTokenizerBase]:
+    """What the steps of all sizes aim at, which pruning knows from its look at the dense model."""
+    recipe = _recipe(name, SIZES[0])
     model, tokenizer, calibration = _read(dense, recipe)
     read = reading(calibration, None, recipe, find_sites(model))
+    return aim_of(BlockStream(model, read.batches), read, recipe.natural_steps), tokenizer
+
+
+def _stepped(dense: Path, family: Path, name: str, size: float, texts: Mapping[str, Path]) -> dict[str, Any]:
+    """A member of the family after the recipe's steps of natural gradient, as pruning it ends; zero-shot tasks too."""
+    aim, tokenizer = _aimed(dense, name)
     start = time.process_time()
-    aim = aim_of(BlockStream(model, read.batches), read, recipe.natural_steps)
-    aimed = time.process_time() - start
     pruned, _ = _opened(family / f"{size:g}")
-    notes = natural_steps_(pruned, aim.on(BlockStream(pruned, read.batches)))
-    seconds = {"aim_seconds": aimed, "processor_seconds": time.process_time() - start}
-    found: dict[str, Any] = {"notes": notes, "steps": recipe.natural_steps, **seconds}
+    notes = natural_steps_(pruned, aim.on(BlockStream(pruned, aim.fit.stream.batches)))
+    seconds = time.process_time() - start
+    found: dict[str, Any] = {"notes": notes, "steps": aim.asked, "processor_seconds": seconds}
     found["evaluation"] = evaluated(pruned, tokenizer, texts, **EVALUATED)
     if size in SPARSITIES and installed() and needed(DATA / "tasks"):
         found["tasks"] = accuracies(pruned, tokenizer)

@@ -29,7 +29,7 @@ from .recipe import Recipe
 from .rehearsal import Rehearsal
 from .search import Found, pick
 from .sensitivity import Divergence, rehearsed
-from .stream import BlockStream
+from .stream import BlockStream, States
 from .survey import Survey, repair_of, survey
 from .workbench import Workbench
 
@@ -39,13 +39,15 @@ class Outlook:
     """What the dense model showed, and what a search made of it.
 
     `chosen` is the search's plan at one size; `prices` what a unit of relative error costs in each site there, which
-    plans the other sizes; `notes` say so.
+    plans the other sizes; `notes` say so. `leaving`: the hidden states behind the last block, where the recipe takes
+    steps of natural gradient, which aim at what the dense model makes of them.
     """
 
     survey: Survey
     prices: dict[str, float] = field(default_factory=dict)
     chosen: Found | None = None
     notes: list[str] = field(default_factory=list)
+    leaving: States | None = None
 
     def report(self) -> dict[str, dict[str, Any]]:
         """What to say per site: the prices measured."""
@@ -102,15 +104,17 @@ def look(
         divergence=divergence if needs == "damage" else None,
         keep=recipe.searches,
         derivatives=derivatives,
+        through=recipe.natural_steps > 0,
         bench=bench,
         progress=progress,
     )
+    leaving = stream.hidden if recipe.natural_steps else None
     if divergence is None or not recipe.searches:
-        return Outlook(survey=found)
+        return Outlook(survey=found, leaving=leaving)
     best = _searched(found, divergence, recipe, job, journal, progress)
     found.moments.clear()
     note = _search_note(best, divergence.rows, read.repeated_tokens)
-    return Outlook(survey=found, prices=best.prices, chosen=best, notes=[note])
+    return Outlook(survey=found, prices=best.prices, chosen=best, notes=[note], leaving=leaving)
 
 
 def _search_note(best: Found, tokens: int, repeated: int) -> str:

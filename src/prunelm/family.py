@@ -77,7 +77,8 @@ def prune_family(
     aim = None
     if middle.natural_steps:
         read = reading(calibration, refit, middle, jobs[0].sites)
-        aim = aim_of(BlockStream(model, read.batches), read, middle.natural_steps, progress)
+        aim = aim_of(BlockStream(model, read.batches), read, middle.natural_steps, outlook.leaving, progress)
+        outlook = replace(outlook, leaving=None)
     within = _within_plan(sizes, jobs, outlook)
     ceiling = _ceiling(model, within, jobs[0], outlook)
     del model

@@ -7,7 +7,8 @@ C the second moment of its input and G that of its output's gradient, over token
     W <- W - t (G + g I)^-1 R (C + c I)^-1,     g, c = mean diagonals of G and C
 
 where t is one number for all, found by measuring on held-out tokens: the curvature that errors of different sites have
-together is in none of the matrices. The steps share the tokens to fit, each follows the gradient on its own.
+together is in none of the matrices. Lengths are compared on the first of the held-out tokens, and the best is judged on
+all. The steps share the tokens to fit, each follows the gradient on its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +31,14 @@ from .reading import Reading
 from .rehearsal import copied, put_
 from .sensitivity import Divergence, Told
 from .sites import Site, find_sites, weight_of
-from .stream import BlockStream
+from .stream import BlockStream, States
 from .tasks import task_of
 from .workbench import Step, Workbench
 
 FIRST = 1 / 4
 """The first length tried, as a share of that which would bring the divergence to zero if it went on falling as now."""
+TRIED = 1 / 4
+"""Share of the held-out tokens that lengths are compared on."""
 HALVINGS = 6
 """How often a length that does not help is halved before the weights stay as they are."""
 
@@ -44,30 +47,58 @@ HALVINGS = 6
 class Aim:
     """What the dense model answers: on the tokens whose gradient is followed, and on held-out ones that judge it.
 
-    `parts` are the batches to fit of each step; of the steps asked for, only those that there is text for.
+    `few` and `rest` are the held-out ones; `rest` has no rows where that is one batch. `parts` are the batches to fit
+    of each step; of the steps asked for, only those that there is text for.
     """
 
     fit: Divergence
-    held: Divergence
+    few: Divergence
+    rest: Divergence
     parts: list[list[int]]
     asked: int
 
     def on(self, stream: BlockStream) -> "Aim":
         """The same aim for another model of the dense one, on a stream of the same batches."""
-        return replace(self, fit=self.fit.on(stream), held=self.held.on(stream))
+        return replace(self, fit=self.fit.on(stream), few=self.few.on(stream), rest=self.rest.on(stream))
+
+    @property
+    def rows(self) -> int:
+        """How many tokens, or sequences of a classifier, are held out."""
+        return self.few.rows + self.rest.rows
+
+    def judged(self, few: float | None = None) -> tuple[float, float]:
+        """The divergence on the first of the held-out tokens, unless it is known, and on all."""
+        few = _now(self.few) if few is None else few
+        rest = _now(self.rest) if self.rest.rows else 0.0
+        return few, (self.few.rows * few + self.rest.rows * rest) / self.rows
 
 
-def aim_of(stream: BlockStream, read: Reading, steps: int, progress: Progress = silent) -> Aim:
-    """The aim of some steps, taken while the stream is at the first block of the dense model.
+def _now(divergence: Divergence) -> float:
+    return divergence.measure(0, divergence.entering)
+
+
+def aim_of(
+    stream: BlockStream, read: Reading, steps: int, leaving: States | None = None, progress: Progress = silent
+) -> Aim:
+    """The aim of some steps.
+
+    Args:
+        stream: at the first block of the dense model.
+        read: which batches are for what.
+        steps: of natural gradient.
+        leaving: the hidden states of all batches behind the last block, where they are known.
+        progress: told about every batch.
 
     Raises:
         DataError: nothing was held out.
     """
     read.check_held("steps of natural gradient are judged by")
     told = partial(_tell, progress, "dense answers", len(read.fit) + len(read.held))
-    fit = Divergence(stream, read.fit, again=True, told=partial(told, 0))
-    held = Divergence(stream, read.held, again=True, told=partial(told, len(read.fit)))
-    return Aim(fit=fit, held=held, parts=read.fit_parts(steps), asked=steps)
+    fit = Divergence(stream, read.fit, again=True, leaving=leaving, told=partial(told, 0))
+    held = Divergence(stream, read.held, again=True, leaving=leaving, told=partial(told, len(read.fit)))
+    first = read.first_held(TRIED)
+    few, rest = held.among(first), held.among([b for b in held.batches if b not in first])
+    return Aim(fit=fit, few=few, rest=rest, parts=read.fit_parts(steps), asked=steps)
 
 
 @torch.no_grad()
@@ -80,8 +111,8 @@ def natural_steps_(
 ) -> list[str]:
     """Move the consumers of all sites by some steps, in place, and say what came of it.
 
-    Each of n steps costs about three forward passes over an n-th of the tokens to fit, and two to four over those held
-    out, more where none is taken. A step that does not lower the divergence on those is not taken.
+    Each of n steps costs about three forward passes over an n-th of the tokens to fit, one or two over those held out,
+    more where none is taken. A step that does not lower the divergence on those is not taken.
 
     Args:
         model: pruned, in eval mode; the aim was taken when it was dense.
@@ -96,7 +127,8 @@ def natural_steps_(
     """
     bench = bench or Workbench()
     sites = [site for site in find_sites(model) if weight_of(site.consumer.layer).numel()]
-    start = now = aim.held.measure(0, aim.held.entering)
+    now = aim.judged()
+    start = now[1]
     told = partial(_tell, progress, "natural gradient", len(aim.fit.batches))
     taken = done = 0
     for n, batches in enumerate(aim.parts):
@@ -105,12 +137,12 @@ def natural_steps_(
             step = _stepped_(sites, aim, batches, now, partial(told, done))
             bench.put(f"natural-step-{n}", step)
         _put_(sites, step.tensors)
-        now, taken = step.facts["divergence"], taken + bool(step.tensors)
+        now, taken = tuple(step.facts["divergence"]), taken + bool(step.tensors)
         done += len(batches)
-    what = f"{aim.held.rows:,} held-out {'sequences' if task_of(model) == 'classifier' else 'tokens'}"
+    what = f"{aim.rows:,} held-out {'sequences' if task_of(model) == 'classifier' else 'tokens'}"
     steps = f"{taken} of {len(aim.parts)} steps" if taken else ""
     few = f", the text having no more sequences to fit than {len(aim.parts)}" if len(aim.parts) < aim.asked else ""
-    return [_said(start, now, steps, what) + few]
+    return [_said(start, now[1], steps, what) + few]
 
 
 def _tell(progress: Progress, stage: str, total: int, before: int, done: int) -> None:
@@ -123,8 +155,11 @@ def _said(start: float, now: float, taken: str, what: str) -> str:
     return f"natural gradient: divergence {start:.4g} -> {now:.4g} on {what} in {taken}"
 
 
-def _stepped_(sites: Sequence[Site], aim: Aim, batches: Sequence[int], now: float, told: Told) -> Step:
-    """One step where it helps: the new weights by site key, still to be put; none where it does not."""
+def _stepped_(sites: Sequence[Site], aim: Aim, batches: Sequence[int], now: tuple[float, float], told: Told) -> Step:
+    """One step where it helps: the new weights by site key, still to be put; none where it does not.
+
+    `now`, and the fact `divergence` after the step: as `Aim.judged` has it.
+    """
     if not aim.fit.rows_of(batches):
         return Step(facts={"divergence": now})
     seen, directions, falls = _seen(sites, aim.fit, batches, told), dict[str, Tensor](), 0.0
@@ -142,13 +177,17 @@ def _stepped_(sites: Sequence[Site], aim: Aim, batches: Sequence[int], now: floa
 
     def tried(length: float) -> float:
         _put_(sites, moved(length))
-        return aim.held.measure(0, aim.held.entering)
+        return _now(aim.few)
 
-    length, divergence = _best_length(tried, FIRST * now / falls, now)
-    if not length:
-        _put_(sites, before)
-        return Step(facts={"divergence": now})
-    return Step(facts={"divergence": divergence, "length": length}, tensors=moved(length))
+    length, few = _best_length(tried, FIRST * now[1] / falls, now[0])
+    if length:
+        weights = moved(length)
+        _put_(sites, weights)
+        after = aim.judged(few)
+        if after[1] < now[1]:
+            return Step(facts={"divergence": after, "length": length}, tensors=weights)
+    _put_(sites, before)
+    return Step(facts={"divergence": now})
 
 
 def _best_length(tried: Callable[[float], float], first: float, now: float) -> tuple[float, float]:

@@ -251,8 +251,11 @@ def repair_(
 def _carry_out_(work: "_Work", bench: Workbench, progress: Progress, aim: Aim | None = None) -> None:
     """Prune block by block, as an earlier run did where it got so far, check the plan, and take the recipe's steps."""
     job, room, steps = work.job, work.stream.room, work.recipe.natural_steps
-    if steps:
-        aim = aim_of(work.stream, work.read, steps, progress) if aim is None else aim.on(work.stream)
+    if steps and aim is None:
+        leaving = work.seen.leaving if work.seen is not None else None
+        aim = aim_of(work.stream, work.read, steps, leaving, progress)
+    elif aim is not None:
+        aim = aim.on(work.stream)
     job.notes.extend(_unjudged(work.read, work.recipe))
     groups = by_block(job.sites)
     last = max(groups)

@@ -57,6 +57,13 @@ class Reading:
             parts[place * count // whole].append(b)
         return parts
 
+    def first_held(self, share: float) -> list[int]:
+        """This process's of the first held-out batches, at least one, that have a share of all held-out tokens."""
+        first = len(self.fitted.batches)
+        places = range(first, first + len(self.judging.batches))
+        tokens = sum(self.whole[b]["input_ids"].numel() for b in places)
+        return [self.here[b] for b in _up_to(self.whole, places, round(share * tokens)) if b in self.here]
+
     def check_held(self, what: str) -> None:
         """Raise unless something was held out, for what is said of it.
 

@@ -17,7 +17,8 @@ from .losses import answers, predicts
 from .plan import Budget
 from .rehearsal import Rehearsal
 from .sites import Site, weight_of
-from .stream import Batch, BlockStream
+from .stream import Batch, BlockStream, States
+from .tasks import task_of
 
 LEVELS = (0.25, 0.6)
 """Shares of a site's units at which its price is measured; sites with few options are measured at all of them."""
@@ -55,7 +56,8 @@ class Divergence:
     hidden states, relative to the dense ones. `rows` are the tokens (sequences, for classifiers) that it averages.
 
     Of several processes, each measures its own batches; `whole` are those of all. With `again`, the dense rows are not
-    kept, which many tokens have no room for, but computed again from the last hidden states.
+    kept, which many tokens have no room for, but computed again from the last hidden states: from `leaving`, those of
+    all the stream's batches behind the last block, where they are known.
     """
 
     @torch.no_grad()
@@ -66,6 +68,7 @@ class Divergence:
         whole: Sequence[Batch] | None = None,
         *,
         again: bool = False,
+        leaving: States | None = None,
         told: Told = _nobody,
     ) -> None:
         self.stream, self.batches = stream, list(batches)
@@ -74,16 +77,16 @@ class Divergence:
         self._last: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {}
         self.counts: dict[int, int] = {}
-        energy = 0.0
+        energy, tokens = 0.0, task_of(stream.model) in ("causal", "masked")
         for b in self.batches:
-            last = self._through(b, 0, stream.hidden[b])
-            rows = self._rows(stream.outputs(b, last))
-            self.counts[b] = len(rows)
-            energy += 0.0 if self.predicts else float(rows.square().sum())
-            if again:
-                self._last[b] = last
+            last = self._through(b, 0, stream.hidden[b]) if leaving is None else leaving[b]
+            if again and tokens:
+                self._last[b], self.counts[b] = last, stream.count(b)
             else:
-                self._kept[b] = rows
+                rows = self._rows(stream.outputs(b, last))
+                self.counts[b] = len(rows)
+                energy += 0.0 if self.predicts else float(rows.square().sum())
+                (self._last if again else self._kept)[b] = last if again else rows
             told(len(self.counts))
         self.whole = whole if whole is not None else [stream.batches[b] for b in self.batches]
         self.rows = self.rows_of(self.batches)
@@ -93,6 +96,15 @@ class Divergence:
         """The divergence of another model from the same one, on a stream of the same batches."""
         found = copy.copy(self)
         found.stream = stream
+        return found
+
+    def among(self, batches: Sequence[int]) -> "Divergence":
+        """The same divergence on some of the batches."""
+        found = copy.copy(self)
+        found.batches = list(batches)
+        found.entering = [self.entering[self.batches.index(b)] for b in batches]
+        found.whole = [self.stream.batches[b] for b in batches]
+        found.rows = self.rows_of(batches)
         return found
 
     @torch.no_grad()

@@ -154,6 +154,11 @@ class BlockStream:
                 handle.remove()
         return [self.tokens(found[path], b) if found[path].dim() == 3 else found[path] for path in paths]
 
+    def count(self, b: int) -> int:
+        """How many tokens of batch `b` are not padding."""
+        rows = self.rows[b]
+        return self.batches[b]["input_ids"].numel() if rows is None else int(rows.sum())
+
     def tokens(self, a: Float[Tensor, "*batch channel"], b: int) -> Float[Tensor, "token channel"]:
         """The rows of batch `b` that are tokens, not padding."""
         flat = a.reshape(-1, a.shape[-1])

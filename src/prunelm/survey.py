@@ -93,6 +93,7 @@ def survey(
     divergence: Divergence | None,
     keep: bool,
     derivatives: Derivatives,
+    through: bool = False,
     bench: Workbench,
     progress: Progress,
 ) -> Survey:
@@ -106,6 +107,7 @@ def survey(
         divergence: measures prices, where the allocator reads them.
         keep: keep the moments, for a search.
         derivatives: of the dense model.
+        through: carry the stream behind the last block, whether there are sites to the end or not.
         bench: where what was found of a block is kept, and read from when it was found before.
         progress: told about every block.
 
@@ -122,12 +124,12 @@ def survey(
         entering = [stream.hidden[b] for b in divergence.batches] if divergence is not None else []
         with stream.room.opened(i):
             if step is not None and not keep:
-                if i < last:
+                if i < last or through:
                     stream.advance(i)
             else:
                 unknown = sites if step is None else []
                 similar = {s.key: similarity_of(stream, read.fit, s, recipe, wanted[s.name]) for s in unknown}
-                seen = observe(stream, i, sites, wanted, read.places, advance=i < last)
+                seen = observe(stream, i, sites, wanted, read.places, advance=i < last or through)
                 if keep:
                     found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
             if step is not None:
@@ -139,6 +141,9 @@ def survey(
                     scores = found.scores[site.key]
                     found.prices[site.key] = _price(site, scores, moments, recipe, job.budget, divergence, entering)
         bench.put(f"survey-{i}", found.step([site.key for site in sites]))
+    for i in range(last + 1, len(stream.blocks) if through else 0):
+        with stream.room.opened(i):
+            stream.advance(i)
     progress("surveying", last + 1, last + 1)
     return found
 

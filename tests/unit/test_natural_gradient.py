@@ -8,7 +8,7 @@ import torch
 from prunelm import natural_gradient
 from prunelm.data import Batches
 from prunelm.errors import CalibrationError, DataError, RecipeError
-from prunelm.natural_gradient import _best_length, direction
+from prunelm.natural_gradient import Aim, _best_length, direction
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sensitivity import Divergence
@@ -74,6 +74,45 @@ def test_a_step_that_does_not_help_is_not_taken(monkeypatch):
     assert "weights stay" in _said(report)
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_a_step_that_only_the_tokens_like_which_lengths_are_compared_on_is_not_taken(monkeypatch):
+    plain, _ = _pruned("llama", replace(RECIPE, natural_steps=0))
+    own = Aim.judged
+    monkeypatch.setattr(Aim, "judged", lambda aim, few=None: (own(aim, few)[0], 1.0 if few is None else 1.1))
+    model, report = _pruned("llama")
+    assert "weights stay" in _said(report)
+    for name, weight in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_all_held_out_tokens_judge_a_step_where_they_are_one_batch():
+    model = tiny_model("llama")
+    one = {name: value[:1] for name, value in tiny_inputs(model).items()}
+    report = prune_(model, Batches(batches=[one] * 3, facts={"tokens": 36, "sequences": 3}), RECIPE)
+    assert " on 12 held-out tokens" in _said(report)
+
+
+@pytest.mark.parametrize("blocks", [":", ":1"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_what_the_dense_model_answers_is_known_from_the_look_at_it(family, blocks, monkeypatch):
+    recipe = Recipe.load("best-uniform", sparsity=0.2, multiple_of=1, samples=96, length=12, natural_steps=2)
+    recipe = replace(recipe, per_block=blocks != ":", blocks=blocks)
+    found, own = [], natural_gradient.aim_of
+
+    def known(*args):
+        with monkeypatch.context() as patched:
+            patched.setattr(Divergence, "_through", lambda *_: pytest.fail("the dense model ran again"))
+            return own(*args)
+
+    def anew(stream, read, steps, _leaving, progress):
+        return own(stream, read, steps, None, progress)
+
+    for aim_of in (known, anew):
+        monkeypatch.setattr("prunelm.pruning.aim_of", aim_of)
+        found.append(_pruned(family, recipe)[0].state_dict())
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=0)
 
 
 def test_an_uphill_direction_is_refused_by_what_is_measured():
