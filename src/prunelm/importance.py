@@ -123,7 +123,7 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
     def again(forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-    with forwards_replaced(blocks, {i: again(block.forward) for i, block in enumerate(blocks)}):
+    with forwards_replaced({block: again(block.forward) for block in blocks}):
         yield
 
 

@@ -39,7 +39,7 @@ class Mask:
     def skip(self, blocks: Collection[int]) -> None:
         """Step over some blocks, and keep everything else."""
         self.open()
-        self._skipped.enter_context(forwards_replaced(self.blocks, dict.fromkeys(blocks, pass_on)))
+        self._skipped.enter_context(forwards_replaced(dict.fromkeys((self.blocks[i] for i in blocks), pass_on)))
 
     def reader(self, site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         """The hook of a site's consumer."""

@@ -1,10 +1,12 @@
 """Moments of the layers that a site's criterion and repair read, collected as a stream passes its block."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import nn
 
+from .layer_outputs import LayerOutputs
 from .moments import CrossMoments, Moments
 from .placement import statistics_device
 from .sites import Site, bias_of, weight_of
@@ -31,6 +33,7 @@ def observe(
     batches: Mapping[str, Collection[int]],
     *,
     advance: bool,
+    known: LayerOutputs | None = None,
 ) -> dict[str, Observed]:
     """Moments of some sites of block `i`, in one pass over the batches that anyone needs.
 
@@ -41,6 +44,7 @@ def observe(
         needs: per site name, which of `consumer`, `gram` (the consumer's in full), `held` and `producer`.
         batches: which batches each of `consumer`, `held` and `producer` is measured on.
         advance: carry every batch through the block as well.
+        known: of a layer of the block whose outputs are to be given again; they are kept here.
 
     Raises:
         CalibrationError: statistics are not finite; names the block.
@@ -60,7 +64,8 @@ def observe(
     for b in range(len(stream.batches)):
         now = [w for (_, need), w in wanted.items() if b in batches[need]]
         if now or advance:
-            found = stream.capture(i, b, [path for path, _ in now], advance=advance)
+            with known.of(b) if known is not None else nullcontext():
+                found = stream.capture(i, b, [path for path, _ in now], advance=advance)
             for (_, moments), a in zip(now, found, strict=True):
                 moments.update(a)
     for (key, _), (_, moments) in wanted.items():

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from .hidden import shapes_of
 from .hidden_pruning import remove_hidden_
 from .job import Job, first_channels_, prepare_, with_biases_
 from .journal import Journal
+from .layer_outputs import LayerOutputs
 from .moments import Moments, output_energy
 from .natural_gradient import Aim, aim_of, natural_steps_
 from .observation import Observed, first_producer, observe, observe_pair
@@ -400,7 +402,7 @@ class _Work:
             self._one_shot_(i, sites, advance)
             return
         original = copy.deepcopy(self.stream.blocks[i]) if self.dense is not None and sites else None
-        passed = False
+        passed, attention = False, self._attention_outputs(i, sites) if advance else None
         for site in sites:
             release_memory()
             moments = None
@@ -410,10 +412,21 @@ class _Work:
             if self._untouched(site):
                 self._keep_all(site)
                 continue
-            self._prune_(site, self._observed(i, site, moments), original)
+            known = attention if site is sites[-1] else None
+            self._prune_(site, self._observed(i, site, moments, known), original)
             self.drifted = True
         if advance:
-            self._advance(i, original, passed)
+            self._advance(i, original, passed, attention)
+
+    def _attention_outputs(self, i: int, sites: Sequence[Site]) -> LayerOutputs | None:
+        """Of block `i`, which need not run its attention again to advance where that is in front of the last site.
+
+        None where blocks and states are not all in memory.
+        """
+        paths = [s.spec.probabilities for s in self.job.everything if s.block == i and s.spec.probabilities is not None]
+        if self.stream.room.deep is not None or not paths or not sites or sites[-1].spec.probabilities is not None:
+            return None
+        return LayerOutputs(self.stream.blocks[i].get_submodule(paths[0]))
 
     def step(self, i: int, sites: Sequence[Site]) -> Step:
         """All that pruning block `i` decided, and the weights that were solved in it."""
@@ -469,12 +482,14 @@ class _Work:
         entry |= {"units": site.n_units, "kept": site.n_units, "removed_energy": 0.0}
         self.kept[site.key] = torch.arange(site.n_units)
 
-    def _advance(self, i: int, original: nn.Module | None, passed: bool) -> None:
+    def _advance(self, i: int, original: nn.Module | None, passed: bool, attention: LayerOutputs | None = None) -> None:
         """Carry both streams through block `i`; the dense one through its dense weights, unless it has passed."""
         if self.dense is not None and self.drifted and not passed:
             for b in range(len(self.dense.batches)):
                 self.dense.hidden[b] = self.dense.run(i, b, original)
-        self.stream.advance(i)
+        for b in range(len(self.stream.batches)):
+            with attention.of(b) if attention is not None else nullcontext():
+                self.stream.hidden[b] = self.stream.run(i, b)
         if self.dense is not None and not self.drifted:
             self.dense.hidden = self.stream.hidden.copy()
 
@@ -493,13 +508,16 @@ class _Work:
         """Whether the site's scores were given and nothing else has to be measured."""
         return site.key in self.scores and self.repair is None
 
-    def _observed(self, i: int, site: Site, moments: tuple[Moments, Moments] | None) -> Observed:
+    def _observed(
+        self, i: int, site: Site, moments: tuple[Moments, Moments] | None, known: LayerOutputs | None = None
+    ) -> Observed:
         """What the site's criterion and repair read, measured on the stream as it now is."""
         if self._known(site):
             return Observed()
         if moments is not None and self.read.refit is self.read.fit:
             return Observed(producer=moments[0], consumer=moments[1])
-        return observe(self.stream, i, [site], self.read.needs, self.read.places, advance=False)[site.key]
+        found = observe(self.stream, i, [site], self.read.needs, self.read.places, advance=False, known=known)
+        return found[site.key]
 
     def _prune_(self, site: Site, seen: Observed, original: nn.Module | None, similarity: Tensor | None = None) -> None:
         """Score the site's units, choose, repair the consumer for what goes, narrow."""

@@ -211,24 +211,24 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 def blocks_skipped(blocks: nn.ModuleList, hidden: Tensor) -> Iterator[None]:
     """While open, the blocks together give some hidden states and compute nothing."""
     last = len(blocks) - 1
-    with forwards_replaced(blocks, {**dict.fromkeys(range(last), pass_on), last: lambda *_args, **_kwargs: hidden}):
+    with forwards_replaced({**dict.fromkeys(blocks[:last], pass_on), blocks[last]: lambda *_args, **_kwargs: hidden}):
         yield
 
 
 @contextlib.contextmanager
-def forwards_replaced(blocks: nn.ModuleList, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
-    """While open, some blocks run these functions; then what they ran before, the hooks of other libraries included."""
-    own = {i: vars(blocks[i]).get("forward") for i in forwards}
-    for i, forward in forwards.items():
-        blocks[i].forward = forward
+def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While open, modules run these functions; then what they ran before, the hooks of other libraries included."""
+    own = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for i, before in own.items():
+        for module, before in own.items():
             if before is None:
-                del blocks[i].forward
+                del module.forward
             else:
-                blocks[i].forward = before
+                module.forward = before
 
 
 def prediction(result: Any) -> Tensor:
@@ -278,7 +278,7 @@ def _record(
 
         return record
 
-    with forwards_replaced(blocks, {i: recorder(i) for i in range(len(blocks))}):
+    with forwards_replaced({block: recorder(i) for i, block in enumerate(blocks)}):
         for batch in batches:
             with contextlib.suppress(_Stop):
                 model.base_model(**batch, use_cache=False)

@@ -24,6 +24,7 @@ from .fisher import output_fisher
 from .gradients import Gradient, collect
 from .hidden import find_hidden, narrow_hidden_
 from .importance import Importance, gate_slopes, importances
+from .layer_outputs import LayerOutputs
 from .losses import objective
 from .moments import CrossMoments, Moments
 from .plan import Budget, prunable
@@ -144,6 +145,8 @@ def check_architecture(
 ) -> None:
     """Raise unless removing units equals silencing them, after every site, and the layout partitions each axis.
 
+    A block must give the same, too, where its attention does not run again but gives what it gave before.
+
     Args:
         build: makes the same model each time it is called.
         unit: what a unit of attention is; see `find_sites`.
@@ -154,6 +157,7 @@ def check_architecture(
     reference_sites = find_sites(reference, unit)
     for site in reference_sites:
         _check_partition(site)
+    _check_known_attention(reference, fed)
     kept: dict[str, Tensor] = {}
     dense = outputs(reference, fed)
     for key in [site.key for site in reference_sites]:
@@ -240,6 +244,19 @@ def check_hidden(
     again = find_hidden(model).width
     assert again == len(kept), f"hidden size found after narrowing: {again}, not {len(kept)}"
     assert [s.n_units for s in find_sites(model)] == [s.n_units for s in find_sites(reference)], "sites changed"
+
+
+def _check_known_attention(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """Raise where a block changes in place what its attention gave, or needs more of it."""
+    stream = BlockStream(model, [inputs])
+    for site in find_sites(model):
+        if site.spec.probabilities is not None:
+            known = LayerOutputs(stream.blocks[site.block].get_submodule(site.spec.probabilities))
+            found = []
+            for _ in range(2):
+                with known.of(0):
+                    found.append(stream.run(site.block, 0))
+            assert torch.equal(*found), f"{site.key}: what its attention gave before makes another block"
 
 
 def _check_partition(site: Site) -> None:
