@@ -125,8 +125,8 @@ def _frontier(entries: Mapping[str, Any], members: Mapping[str, Any]) -> list[st
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
         f"perplexity: {stated}. Cells: perplexity, and in parentheses e = ln(perplexity / dense), which is 0 for the "
-        "dense model. `f`, `o`: a member of a family of nested sizes (below), in place of a prune of its "
-        "own, `o` with own units. `best with heads` is `best` as it was before the trials below, on attention and FFN.",
+        "dense model. `f`: a member of a family of nested sizes (below), in place of a prune of its own. "
+        "`best with heads` is `best` as it was before the trials below, on attention and FFN.",
         "",
     ]
     rows = [*(f"{name}, with steps" for name in FAMILIES), *FAMILIES, EARLIER, *FRONTIER[len(FAMILIES) :]]
@@ -151,9 +151,7 @@ def _cell_of(
     alone = None if steps else entries.get(f"{name} {size}")
     if alone:
         return alone, ""
-    end = " stepped" if steps else ""
-    own = members.get(f"{name} {size} own units{end}")
-    return (own, " o") if own else (members.get(f"{name} {size}{end}"), " f")
+    return members.get(f"{name} {size}{' stepped' if steps else ''}"), " f"
 
 
 def _said(entry: Mapping[str, Any] | None, mark: str, dense: Mapping[str, Any], text: str) -> str:
@@ -193,14 +191,11 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         "## One calibration, five sizes",
         "",
         "`python -m benchmarks run families`. One prune to five nested sizes, calibrated and evaluated as the table "
-        "above; e = ln(perplexity / dense) before and after the steps of natural gradient. *Own units*: as families "
-        "are made now, each size chooses its units behind its own pruned prefix, of those that the size before kept (a "
-        "family of the sizes shown); all else was measured when the scores of the dense model ranked the units of all "
-        "sizes. The last columns: the best known e of that row as a share of the e that another recipe has in the "
-        "table above.",
+        "above; e = ln(perplexity / dense) before and after the steps of natural gradient. The last columns: that e, "
+        "with steps where these were measured, as a share of the e that another recipe has in the table above.",
         "",
-        _row(["recipe, text", "size", *WAYS, *(f"of `{name}`" for name in BESIDE)]),
-        _row(["---"] * (2 + len(WAYS) + len(BESIDE))),
+        _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
+        _row(["---"] * (4 + len(BESIDE))),
     ]
     for name in FAMILIES:
         for text in dense:
@@ -213,19 +208,14 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
     return lines
 
 
-WAYS = {"e": "", "own units": " own units", "with steps": " stepped", "own units, with steps": " own units stepped"}
-"""How a member of a family was made: the heading, and the end of its entry's name."""
-BEST_KNOWN = ("own units, with steps", "with steps", "own units", "e")
-
-
 def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
     dense = alone["dense"]["evaluation"]
-    found = {way: entries.get(f"{name} {size}{end}") for way, end in WAYS.items()}
-    if found["e"] is None:
-        return []
-    said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found.values()]
+    found = [entries.get(f"{name} {size}{end}") for end in ("", " stepped")]
+    said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
     others = [_cell_of(other, size, alone, entries)[0] for other in BESIDE]
-    now = next(entry for way in BEST_KNOWN if (entry := found[way]))
+    now = found[1] or found[0]
+    if now is None:
+        return []
     shares = [f"{_excess(now, dense, text) / _excess(other, dense, text):.2f}" if other else "" for other in others]
     return [_row([f"{name}, {text}", f"{size:.0%}", *said, *shares])]
 
@@ -236,8 +226,8 @@ def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
     one = spent.pop("plain pass")
     sizes = {size: spent.pop(f"pruning {size:g}") for size in SIZES}
     shared = sum(spent.values())
-    stepped = {size: entries.get(f"{name} {size} stepped") for size in SIZES}
-    steps = {size: entry["processor_seconds"] for size, entry in stepped.items() if entry}
+    stepped = {size: f"{name} {size} stepped" for size in SIZES}
+    steps = {size: entries[cell]["processor_seconds"] for size, cell in stepped.items() if cell in entries}
     middle = SIZES[len(SIZES) // 2]
     said = (
         f"Cost of `{name}` in plain forward passes over the calibration text, processor seconds of one process: "
@@ -246,13 +236,10 @@ def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
         f"{(shared + sum(sizes.values())) / (shared + sizes[middle]):.2f} times as much as one."
     )
     if middle in steps:
-        aim = stepped[middle].get("aim_seconds", 0.0)
-        both = {size: sizes[size] + steps.get(size, steps[middle]) - aim for size in SIZES}
+        both = {size: sizes[size] + steps.get(size, steps[middle]) for size in SIZES}
         said += (
-            f" The steps cost {steps[middle] / one:.1f} more for one size"
-            + (f", {aim / one:.1f} of which all sizes share" if aim else "")
-            + "; with them, five sizes cost "
-            f"{(shared + aim + sum(both.values())) / (shared + aim + both[middle]):.2f} times as much as one."
+            f" The steps cost {steps[middle] / one:.1f} more for one size; with them, five sizes cost "
+            f"{(shared + sum(both.values())) / (shared + both[middle]):.2f} times as much as one."
         )
     return [said, ""]
 
