@@ -178,8 +178,8 @@ def _in_passes(entries: Mapping[str, Any]) -> list[str]:
     ]
 
 
-BESIDE = ("obs", "flap", "wanda-sp", "taylor-first")
-"""Recipes that a family is compared with: without a search, the published repair, and two that repair nothing."""
+BESIDE = ("obs", "flap", "wanda-sp", "taylor-first", "taylor-second")
+"""Recipes that a family is compared with: without a search, the published repair, and three that repair nothing."""
 
 
 def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]:

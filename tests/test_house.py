@@ -19,7 +19,7 @@ LAYERS = [
     {"writing", "placement"},
     {"sites", "moments", "solver", "elimination", "exchange", "ascending", "results"},
     {"stream", "plan", "architectures", "stock", "hidden", "spreading"},
-    {"targets", "repetition"},
+    {"targets", "repetition", "layer_outputs"},
     {
         "similarity",
         "data",
