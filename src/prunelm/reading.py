@@ -24,7 +24,8 @@ class Reading:
     `batches` and places are those dealt to this process; `whole` are all batches, in the same order of kinds, with
     `judged` the places of those that prices are measured on and `here` the places that they have in `batches`.
     `fitted` and `judging` are the batches to fit and those held out, with labels where there are any. The last
-    `repeated_tokens` of `judged` are sequences whose second half is their first half again.
+    `repeated_tokens` of `judged` are sequences whose second half is their first half again. `scored` is what criteria
+    and curvatures read; `needs` what repairs and rehearsals read too.
     """
 
     batches: list[Batch]
@@ -35,6 +36,7 @@ class Reading:
     judged: list[int]
     here: dict[int, int]
     repeated_tokens: int
+    scored: dict[str, frozenset[str]]
     needs: dict[str, frozenset[str]]
     sequences: int
     fitted: Batches
@@ -147,13 +149,12 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         batches += refit.batches
     repeating = _repeating(held.batches, round(recipe.repeated * recipe.price_tokens)) if recipe.prices_output else []
     batches += repeating
-    needs = {}
+    scored, needs = dict[str, frozenset[str]](), dict[str, frozenset[str]]()
     for site in {site.name: site for site in sites}.values():
-        needs[site.name] = _needs(site, recipe)
+        scored[site.name] = _needs(site, recipe) | ({"gram", "fisher"} if recipe.reads_fisher else set())
+        needs[site.name] = scored[site.name]
         if stage == "repair" or recipe.prices_output:
             needs[site.name] |= {"gram"}
-        if recipe.reads_fisher:
-            needs[site.name] |= {"gram", "fisher"}
         if stage == "repair" and second:
             needs[site.name] |= {"held"}
     last = range(len(batches) - len(repeating), len(batches))
@@ -172,6 +173,7 @@ def reading(calibration: Batches, refit: Batches | None, recipe: Recipe, sites: 
         judged=judged,
         here=here,
         repeated_tokens=sum(batch["input_ids"].numel() for batch in repeating),
+        scored=scored,
         needs=needs,
         sequences=sum(len(batch["input_ids"]) for batch in calibration.batches),
         fitted=fit,

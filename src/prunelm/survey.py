@@ -27,6 +27,9 @@ from .sites import Site, bias_of, by_block, weight_of
 from .stream import BlockStream
 from .workbench import Step, Workbench
 
+ACTIVATIONS = frozenset({"consumer", "gram", "producer", "similarity"})
+"""Statistics that are measured as the stream passes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
@@ -99,6 +102,8 @@ def survey(
 ) -> Survey:
     """Scores and error curves of every site on the dense model, and with `divergence` what errors cost at its output.
 
+    The stream goes no further than something is measured, unless it is carried `through`.
+
     Args:
         stream: at the first block of the dense model.
         read: which batches statistics are taken from, and which are needed; those of held-out batches are not.
@@ -117,19 +122,21 @@ def survey(
     found = Survey()
     groups = by_block(job.sites)
     last = max(groups)
-    wanted = {name: needs - {"held"} for name, needs in read.needs.items()}
+    rehearses = keep or divergence is not None
+    wanted = {name: needs - {"held"} for name, needs in (read.needs if rehearses else read.scored).items()}
+    read_to = max((s.block for s in job.sites if wanted[s.name] & ACTIVATIONS), default=0)
     for i in range(last + 1):
         progress("surveying", i, last + 1)
         sites, step = groups.get(i, []), bench.get(f"survey-{i}")
         entering = [stream.hidden[b] for b in divergence.batches] if divergence is not None else []
         with stream.room.opened(i):
             if step is not None and not keep:
-                if i < last or through:
+                if i < read_to or through:
                     stream.advance(i)
             else:
                 unknown = sites if step is None else []
                 similar = {s.key: similarity_of(stream, read.fit, s, recipe, wanted[s.name]) for s in unknown}
-                seen = observe(stream, i, sites, wanted, read.places, advance=i < last or through)
+                seen = observe(stream, i, sites, wanted, read.places, advance=i < read_to or through)
                 if keep:
                     found.moments.update({key: one.consumer for key, one in seen.items() if one.consumer is not None})
             if step is not None:

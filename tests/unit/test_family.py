@@ -5,15 +5,18 @@ import pytest
 import torch
 
 import prunelm
-from prunelm import natural_gradient
-from prunelm.allocation import allocated
+from prunelm import allocation, natural_gradient
+from prunelm.allocation import allocated, look_at
 from prunelm.data import Batches
 from prunelm.errors import BudgetError
 from prunelm.family import prune_family
+from prunelm.job import prepare_
 from prunelm.plan import Nested
+from prunelm.progress import silent
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
+from prunelm.stream import BlockStream
 from prunelm.testing import outputs, tiny_inputs, tiny_model
 
 SIZES = (0.4, 0.1, 0.25)
@@ -56,6 +59,25 @@ def test_the_largest_model_of_a_family_is_that_of_a_prune_alone(recipe):
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, alone.state_dict()[name])
         assert torch.equal(weight, found[0][0].state_dict()[name])
+
+
+@pytest.mark.parametrize(("recipe", "surveyed"), [("obs", 0), ("goa-budget", 0), ("taylor-first", 1), ("best", 1)])
+def test_the_dense_model_is_looked_at_only_where_a_size_reads_what_was_seen(monkeypatch, recipe, surveyed):
+    seen, looks = allocation.survey, []
+    monkeypatch.setattr(allocation, "survey", lambda *args, **known: (looks.append(args), seen(*args, **known))[1])
+    _family("llama", recipe)
+    assert len(looks) == surveyed
+
+
+def test_a_survey_runs_no_block_behind_the_last_that_something_is_measured_in(monkeypatch):
+    run, ran = BlockStream.run, []
+    monkeypatch.setattr(BlockStream, "run", lambda self, i, *rest: (ran.append(i), run(self, i, *rest))[1])
+    for recipe, blocks in (("taylor-first", set()), ("l2", set()), ("wanda-sp", {0, 1, 2})):
+        chosen = Recipe.load(recipe, multiple_of=1, samples=24, length=12, sparsity=0.3)
+        model = tiny_model("llama", num_hidden_layers=3)
+        ran.clear()
+        look_at(model, _calibration("llama"), chosen, prepare_(model, chosen), silent)
+        assert set(ran) == blocks, recipe
 
 
 def test_the_dense_model_answers_once_for_the_steps_of_all_sizes(monkeypatch):
