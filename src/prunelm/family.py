@@ -70,7 +70,7 @@ def prune_family(
     sizes = [replace(common.recipe, sparsity=size.sparsity) for size in sizes]
     within = _within_plan(sizes, jobs, common.outlook)
     ceiling = _ceiling(model, within, jobs[0], common.outlook)
-    del model
+    del model, jobs
     floor: dict[str, int] = {}
     among: dict[str, Tensor] | None = {} if common.anew else None
     for size in sizes:
@@ -132,7 +132,7 @@ def _common(
     aim = None
     if recipe.natural_steps:
         leaving = outlook.leaving if outlook is not None else None
-        aim = aim_of(BlockStream(model, read.batches), read, recipe.natural_steps, leaving, progress)
+        aim = aim_of(BlockStream(model, read.batches), read, recipe.natural_steps, leaving, progress).off()
     return _Common(
         recipe=recipe,
         anew=anew,

@@ -61,6 +61,10 @@ class Aim:
         """The same aim for another model of the dense one, on a stream of the same batches."""
         return replace(self, fit=self.fit.on(stream), few=self.few.on(stream), rest=self.rest.on(stream))
 
+    def off(self) -> "Aim":
+        """The same aim, which does not keep the dense model in memory; steps are taken once it is `on` a stream."""
+        return replace(self, fit=self.fit.off(), few=self.few.off(), rest=self.rest.off())
+
     @property
     def rows(self) -> int:
         """How many tokens, or sequences of a classifier, are held out."""

@@ -98,6 +98,12 @@ class Divergence:
         found.stream = stream
         return found
 
+    def off(self) -> "Divergence":
+        """The same on no stream, which keeps no model in memory; it measures once it is `on` one."""
+        found = copy.copy(self)
+        del found.stream
+        return found
+
     def among(self, batches: Sequence[int]) -> "Divergence":
         """The same divergence on some of the batches."""
         found = copy.copy(self)

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -98,6 +100,21 @@ def test_the_dense_model_answers_once_for_the_steps_of_all_sizes(monkeypatch):
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, again[0][0].state_dict()[name])
         assert torch.equal(weight, shared[0][0].state_dict()[name])
+
+
+@pytest.mark.parametrize("recipe", ["best", "best-uniform", "obs", "taylor-first"])
+def test_the_dense_model_has_gone_when_sizes_are_pruned(recipe):
+    dense = []
+
+    def load():
+        model = tiny_model("llama", num_hidden_layers=3)
+        dense.extend(map(weakref.ref, (model, next(model.model.layers[0].parameters()))))
+        return model
+
+    chosen = Recipe.load(recipe, multiple_of=1, samples=24, length=12)
+    for _ in prune_family(load, _calibration("llama"), chosen, SIZES):
+        gc.collect()
+        assert dense[0]() is dense[1]() is None
 
 
 def test_units_are_chosen_behind_the_pruned_prefix_among_those_of_the_size_before():
