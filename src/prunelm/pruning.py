@@ -485,8 +485,7 @@ class _Work:
     def _advance(self, i: int, original: nn.Module | None, passed: bool, attention: LayerOutputs | None = None) -> None:
         """Carry both streams through block `i`; the dense one through its dense weights, unless it has passed."""
         if self.dense is not None and self.drifted and not passed:
-            for b in range(len(self.dense.batches)):
-                self.dense.hidden[b] = self.dense.run(i, b, original)
+            self.dense.advance(i, original)
         for b in range(len(self.stream.batches)):
             with attention.of(b) if attention is not None else nullcontext():
                 self.stream.hidden[b] = self.stream.run(i, b)

@@ -84,10 +84,10 @@ class BlockStream:
         hidden: Tensor = result[0] if isinstance(result, tuple) else result
         return hidden
 
-    def advance(self, i: int) -> None:
-        """Carry every batch through block `i`."""
+    def advance(self, i: int, block: nn.Module | None = None) -> None:
+        """Carry every batch through block `i` (or a copy of it)."""
         for b in range(len(self.batches)):
-            self.hidden[b] = self.run(i, b)
+            self.hidden[b] = self.run(i, b, block)
 
     @torch.no_grad()
     def outputs(self, b: int, hidden: Tensor) -> Float[Tensor, "token _"]:
