@@ -43,6 +43,7 @@ LAYERS = [
     {"criteria", "allocators", "reconstructions", "generate", "streamed_fisher"},
     {"recipe", "observation", "repairing"},
     {"job", "reading", "rehearsal", "card", "loading", "verify", "evaluation", "search"},
+    {"stored_weights"},
     {"shelf"},
     {"sensitivity", "pressing", "derivatives", "policy_search", "hidden_repair", "plan_file"},
     {"survey", "descent", "hidden_pruning", "curves", "streaming", "natural_gradient"},

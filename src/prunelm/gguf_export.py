@@ -1,6 +1,7 @@
 """Write a model as one GGUF file, whatever its widths, where some architecture of llama.cpp can hold them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .dequantizing import quantization_of
 from .errors import CheckpointError, UnsupportedModelError
 from .export_files import Part, exported_file, write_parts
 from .exported import Exported
 from .gguf_vocabulary import add_vocabulary
-from .loading import check_gguf, find_model, load_model, skeleton
+from .loading import Source, check_gguf, find_model, load_model, skeleton
 from .progress import Progress, silent
 from .registry import did_you_mean
 from .sites import GgufForm, architecture_of, find_sites, gone_sites
 from .storage import BLOCK, WRITTEN, written_type
+from .stored_weights import StoredWeights
 from .writing import check_file
 
 _KEPT_FINER = ("token_embd.weight", "output.weight")
@@ -65,24 +68,24 @@ def export_gguf(
     if parent is not None:
         check_gguf(Path(parent))
     origin = source.folder / source.gguf if parent is None and source.gguf else parent
-    loaded = load_model(source, dtype=None)
+    shapes, read = _opened(source)
     with exported_file(out, source, type=type, parent=parent, force=force) as (file, journal):
         writer = GGUFWriter(file.with_name(f"{file.name}.head"), form.name)
-        notes = _add_sizes(writer, loaded)
+        notes = _add_sizes(writer, shapes)
         for key, field in form.scales.items():
-            writer.add_float32(f"{form.name}.{key}", float(getattr(loaded.config, field)))
+            writer.add_float32(f"{form.name}.{key}", float(getattr(shapes.config, field)))
         if origin is None:
             writer.add_name(Path(source.name).name)
-            add_vocabulary(writer, source.folder, loaded.config.vocab_size)
+            add_vocabulary(writer, source.folder, shapes.config.vocab_size)
         else:
-            _add_parent(writer, Path(origin), loaded)
+            _add_parent(writer, Path(origin), shapes)
         writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if type == 'f32' else 'MOSTLY'}_{type.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        tensors = _tensors(loaded, form)
+        tensors = _tensors(shapes, form, read)
         types = _types(tensors, WRITTEN[type])
-        parts = _parts(writer, tensors, types, loaded, form)
+        parts = _parts(writer, tensors, types, shapes, form)
         write_parts(file, _head(writer, tensors, types), parts, journal, progress)
-        _read_back(file, tensors, types, loaded, form, progress)
+        _read_back(file, tensors, types, shapes, form, progress)
     return Exported(
         path=out,
         architecture=form.name,
@@ -93,7 +96,33 @@ def export_gguf(
     )
 
 
-def _types(tensors: dict[str, list[Tensor]], wanted: GGMLQuantizationType) -> dict[str, GGMLQuantizationType]:
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """A parameter of the model: its shape, and what reads its values."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def _opened(source: Source) -> tuple[PreTrainedModel, Callable[[str], Tensor]]:
+    """The model's shapes, and what reads a parameter of that name from the files when it is asked for.
+
+    Where the files hold the weights in another way than the model does, the whole model is loaded.
+    """
+    shapes = skeleton(source, buffers=True)
+    stored = StoredWeights.of(source, shapes)
+    plain = quantization_of(source.config(), source.name) is None
+    if stored is not None and plain:
+        missing = {name for name, _ in shapes.named_parameters() if name not in stored}
+        shapes.tie_weights(missing_keys=missing, recompute_mapping=False)
+    sizes = {name: tuple(parameter.shape) for name, parameter in shapes.named_parameters()}
+    if stored is None or not plain or not all(name in stored for name in sizes):
+        loaded = load_model(source, dtype=None)
+        return loaded, loaded.get_parameter
+    return shapes, lambda name: stored.read(name, sizes[name])
+
+
+def _types(tensors: Mapping[str, list[_Piece]], wanted: GGMLQuantizationType) -> dict[str, GGMLQuantizationType]:
     """What each tensor is written in."""
     return {name: written_type(_shape(parts), wanted, finer=name in _KEPT_FINER) for name, parts in tensors.items()}
 
@@ -222,7 +251,7 @@ def _add_parent(writer: GGUFWriter, path: Path, model: PreTrainedModel) -> None:
         writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
 
 
-def _tensors(model: PreTrainedModel, form: GgufForm) -> dict[str, list[Tensor]]:
+def _tensors(model: PreTrainedModel, form: GgufForm, read: Callable[[str], Tensor]) -> dict[str, list[_Piece]]:
     """The parameters that make up each tensor of the file, by its name there.
 
     Raises:
@@ -231,7 +260,7 @@ def _tensors(model: PreTrainedModel, form: GgufForm) -> dict[str, list[Tensor]]:
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     own = architecture_of(model.config).gguf[0].name
     places = gguf.get_tensor_name_map(kinds[own], model.config.num_hidden_layers)
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[_Piece]] = {}
     for name, parameter in model.named_parameters():
         place = places.get_name(name, try_suffixes=(".weight", ".bias"))
         if place is None:
@@ -239,9 +268,11 @@ def _tensors(model: PreTrainedModel, form: GgufForm) -> dict[str, list[Tensor]]:
         if form.fused:
             for part in ("attn_q.", "attn_k.", "attn_v."):
                 place = place.replace(part, "attn_qkv.")
-        found.setdefault(place, []).append(parameter)
+        found.setdefault(place, []).append(_Piece(shape=tuple(parameter.shape), read=partial(read, name)))
     factors = _rope_factors(model)
-    return {**({} if factors is None else {"rope_freqs.weight": [factors]}), **found}
+    if factors is None:
+        return found
+    return {"rope_freqs.weight": [_Piece(shape=tuple(factors.shape), read=lambda: factors)], **found}
 
 
 def _rope_factors(model: PreTrainedModel) -> Tensor | None:
@@ -256,20 +287,20 @@ def _rope_factors(model: PreTrainedModel) -> Tensor | None:
     return factors
 
 
-def _array(name: str, parts: list[Tensor], form: GgufForm, head_dim: int) -> Float[np.ndarray, "..."]:
+def _array(name: str, parts: list[_Piece], form: GgufForm, head_dim: int) -> Float[np.ndarray, "..."]:
     """A tensor as it stands in the file, before its type; q and k in pairs of neighbors where llama.cpp wants that."""
-    arrays = [part.detach().float().cpu().numpy() for part in parts]
+    arrays = [part.read().detach().float().cpu().numpy() for part in parts]
     if form.pairs and any(part in name for part in (".attn_q.", ".attn_k.")):
         arrays = [a.reshape(-1, 2, head_dim // 2, *a.shape[1:]).swapaxes(1, 2).reshape(a.shape) for a in arrays]
     return np.ascontiguousarray(np.concatenate(arrays))
 
 
-def _shape(parts: list[Tensor]) -> tuple[int, ...]:
+def _shape(parts: list[_Piece]) -> tuple[int, ...]:
     return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
 
 def _odd_rows(
-    tensors: dict[str, list[Tensor]], types: dict[str, GGMLQuantizationType], wanted: GGMLQuantizationType
+    tensors: dict[str, list[_Piece]], types: dict[str, GGMLQuantizationType], wanted: GGMLQuantizationType
 ) -> list[str]:
     odd = [name for name, kind in types.items() if kind == GGMLQuantizationType.F16 != wanted]
     if not odd:
@@ -281,7 +312,7 @@ def _odd_rows(
     ]
 
 
-def _head(writer: GGUFWriter, tensors: Mapping[str, list[Tensor]], types: Mapping[str, GGMLQuantizationType]) -> bytes:
+def _head(writer: GGUFWriter, tensors: Mapping[str, list[_Piece]], types: Mapping[str, GGMLQuantizationType]) -> bytes:
     """All that comes before the first tensor: metadata, and each tensor's name, shape, type and place."""
     for name, parts in tensors.items():
         shape = _shape(parts)
@@ -298,7 +329,7 @@ def _head(writer: GGUFWriter, tensors: Mapping[str, list[Tensor]], types: Mappin
 
 def _parts(
     writer: GGUFWriter,
-    tensors: Mapping[str, list[Tensor]],
+    tensors: Mapping[str, list[_Piece]],
     types: Mapping[str, GGMLQuantizationType],
     model: PreTrainedModel,
     form: GgufForm,
@@ -331,7 +362,7 @@ def _aligned(content: bytes, align: int) -> bytes:
 
 def _read_back(
     path: Path,
-    tensors: dict[str, list[Tensor]],
+    tensors: dict[str, list[_Piece]],
     types: dict[str, GGMLQuantizationType],
     model: PreTrainedModel,
     form: GgufForm,

@@ -2,18 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError
 from .heap import release_memory
-from .loading import Source, generation_config, skeleton, unmapped
+from .loading import Source, generation_config, skeleton
 from .sites import find_blocks
+from .stored_weights import StoredWeights
 from .stream import BlockStream, Room
 
 META = torch.device("meta")
@@ -25,11 +24,12 @@ class Shelf:
     def __init__(
         self, source: Source, dtype: torch.dtype = torch.float32, *, model: PreTrainedModel | None = None
     ) -> None:
-        slices = unmapped(source.folder) if source.gguf is None else None
-        if slices is None:
-            raise CheckpointError(f"{source.name}: --stream reads .safetensors files block by block, and it has none")
-        self._slices, self.source, self.dtype = slices, source, dtype
+        self.source, self.dtype = source, dtype
         self.model = (skeleton(source, buffers=True) if model is None else model).eval()
+        stored = StoredWeights.of(source, self.model)
+        if stored is None:
+            raise CheckpointError(f"{source.name}: --stream reads .safetensors files block by block, and it has none")
+        self._stored = stored
         own = generation_config(source.folder)
         if own is not None:
             self.model.generation_config = own
@@ -46,10 +46,10 @@ class Shelf:
         missing = set()
         for name in self._names:
             if not name.startswith(f"{self.prefix}."):
-                if self._stored(name) is None:
-                    missing.add(name)
-                else:
+                if name in self._stored:
                     self._put(name, self.model.get_parameter(name))
+                else:
+                    missing.add(name)
         self.model.tie_weights(missing_keys=missing, recompute_mapping=False)
         for name in sorted(missing):
             self._put(name, self.model.get_parameter(name))
@@ -79,27 +79,8 @@ class Shelf:
             # Biases that a recipe added begin as zeros.
             _replace(self.model, name, torch.zeros(parameter.shape, dtype=self.dtype, device=self.source.device))
             return
-        found = self._stored(name)
-        if found is None:
-            raise CheckpointError(
-                f"{self.source.name}: no file holds {name!r} under that name. transformers may know how to convert "
-                "this checkpoint: leave --stream out, or load it once and save it again."
-            )
-        try:
-            value = found if isinstance(found, Tensor) else found[:]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.source.name}: {name} cannot be read ({error}). Get the file again."
-            ) from error
-        if value.shape != parameter.shape:
-            raise CheckpointError(
-                f"{self.source.name}: {name} is {tuple(value.shape)}, and the config says {tuple(parameter.shape)}"
-            )
+        value = self._stored.read(name, parameter.shape)
         _replace(self.model, name, value.to(self.source.device, self.dtype))
-
-    def _stored(self, name: str) -> Any:
-        """What the files hold of a parameter, with the base model's prefix or without it."""
-        return self._slices.get(name, self._slices.get(name.removeprefix(f"{self.model.base_model_prefix}.")))
 
     @torch.no_grad()
     def logits(self, ids: Int[Tensor, "1 token"]) -> Float[Tensor, "row _"]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +25,7 @@ from prunelm.recipe import Recipe
 from prunelm.sites import architecture_of, find_sites, narrow_
 from prunelm.sizing import overhead_bytes
 from prunelm.storage import MIXES, WRITTEN, stored_after, stored_bytes
+from prunelm.stored_weights import StoredWeights
 from prunelm.testing import tiny_model
 
 NO_TEXT = Batches(batches=[], facts={"tokens": 0, "sequences": 0, "source": "none"})
@@ -130,6 +133,25 @@ def test_the_file_holds_the_model(written, tmp_path, case, uneven):
     assert ("output.weight" in tensors) == ("untied" in case)
     assert ("rope_freqs.weight" in tensors) == ("scaled" in case)
     assert sum(t.numel() for n, t in tensors.items() if n != "rope_freqs.weight") == model.num_parameters()
+
+
+def test_weights_are_read_one_at_a_time_and_the_model_is_not_loaded(written, tmp_path, monkeypatch):
+    folder, model = written("mistral", True)
+    monkeypatch.setattr("prunelm.gguf_export.load_model", lambda *_args, **_known: pytest.fail("loaded"))
+    read, most = StoredWeights.read, []
+    monkeypatch.setattr(StoredWeights, "read", lambda self, *of: (most.append(found := read(self, *of)), found)[1])
+    prunelm.export(folder, tmp_path / "out.gguf", type="q8_0")
+    assert len(most) == 2 * len(list(model.parameters()))  # written, and read back
+
+
+def test_weights_under_other_names_than_the_models_own_are_loaded_as_transformers_does(written, tmp_path):
+    folder, _ = written("llama", False)
+    shutil.copytree(folder, tmp_path / "other")
+    weights = {f"transformer.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        prunelm.export(tmp_path / "other", tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_the_factors_of_granite_are_in_the_file(written, tmp_path):
