@@ -1,7 +1,7 @@
 """docs/results.md from the JSON of the benchmarks: nothing in it is typed by hand."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,7 +125,8 @@ def _frontier(entries: Mapping[str, Any], members: Mapping[str, Any]) -> list[st
         "",
         "Calibrated on 128 x 512 tokens of C4, seed 0; windows of 1,024; FFN widths are multiples of 16. Dense "
         f"perplexity: {stated}. Cells: perplexity, and in parentheses e = ln(perplexity / dense), which is 0 for the "
-        "dense model. `f`: a member of a family of nested sizes (below), in place of a prune of its own. "
+        "dense model. `f`: a member of a family of nested sizes (below), in place of a prune of its own; `f2`: of "
+        "the second such family. "
         "`best with heads` is `best` as it was before the trials below, on attention and FFN.",
         "",
     ]
@@ -151,7 +152,9 @@ def _cell_of(
     alone = None if steps else entries.get(f"{name} {size}")
     if alone:
         return alone, ""
-    return members.get(f"{name} {size}{' stepped' if steps else ''}"), " f"
+    cell = f"{size}{' stepped' if steps else ''}"
+    first, second = members.get(f"{name} {cell}"), members.get(f"{name}{SECOND} {cell}")
+    return (first, " f") if first or not second else (second, " f2")
 
 
 def _said(entry: Mapping[str, Any] | None, mark: str, dense: Mapping[str, Any], text: str) -> str:
@@ -178,6 +181,8 @@ def _in_passes(entries: Mapping[str, Any]) -> list[str]:
     ]
 
 
+SECOND = " (second family)"
+"""Ends the name of a recipe whose family was pruned again, on a processor whose last digits led to another plan."""
 BESIDE = ("obs", "flap", "wanda-sp", "taylor-first", "taylor-second")
 """Recipes that a family is compared with: without a search, the published repair, and three that repair nothing."""
 
@@ -197,15 +202,30 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
         _row(["---"] * (4 + len(BESIDE))),
     ]
-    for name in FAMILIES:
+    names = [name for recipe in FAMILIES for name in (recipe, f"{recipe}{SECOND}") if name in entries]
+    for name in names:
         for text in dense:
             for size in SIZES:
                 lines += _member(entries, alone, name, text, size)
-    lines.append("")
-    for name in FAMILIES:
-        if name in entries:
-            lines += _cost_of(name, entries)
+    lines += ["", *_searches_of(entries, names)]
+    for name in names:
+        lines += _cost_of(name, entries)
     return lines
+
+
+def _searches_of(entries: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """What the search of a recipe found each time, where its family was pruned twice."""
+    twice = [name.removesuffix(SECOND) for name in names if name.endswith(SECOND)]
+    found = []
+    for recipe in twice:
+        notes = [next(iter(entries[n]["sizes"].values()))["notes"] for n in (recipe, f"{recipe}{SECOND}")]
+        first, second = (next(note for note in of if "plans tried" in note) for of in notes)
+        found += [
+            f"The second family of `{recipe}` was pruned by the same command on another processor, whose products "
+            f"differ in their last digits; its search went another way. The first: {first}. The second: {second}.",
+            "",
+        ]
+    return found
 
 
 def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, text: str, size: float) -> list[str]:
@@ -227,7 +247,7 @@ def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
     sizes = {size: spent.pop(f"pruning {size:g}") for size in SIZES}
     shared = sum(spent.values())
     stepped = {size: f"{name} {size} stepped" for size in SIZES}
-    steps = {size: entries[cell]["processor_seconds"] for size, cell in stepped.items() if cell in entries}
+    steps = {size: _passes_of(entries[cell], one) for size, cell in stepped.items() if cell in entries}
     middle = SIZES[len(SIZES) // 2]
     said = (
         f"Cost of `{name}` in plain forward passes over the calibration text, processor seconds of one process: "
@@ -236,12 +256,17 @@ def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
         f"{(shared + sum(sizes.values())) / (shared + sizes[middle]):.2f} times as much as one."
     )
     if middle in steps:
-        both = {size: sizes[size] + steps.get(size, steps[middle]) for size in SIZES}
+        both = {size: sizes[size] / one + steps.get(size, steps[middle]) for size in SIZES}
         said += (
-            f" The steps cost {steps[middle] / one:.1f} more for one size; with them, five sizes cost "
-            f"{(shared + sum(both.values())) / (shared + both[middle]):.2f} times as much as one."
+            f" The steps cost {steps[middle]:.1f} more for one size; with them, five sizes cost "
+            f"{(shared / one + sum(both.values())) / (shared / one + both[middle]):.2f} times as much as one."
         )
     return [said, ""]
+
+
+def _passes_of(entry: Mapping[str, Any], one: float) -> float:
+    """The steps of a member in plain passes: of the processor that took them, where that was not the family's."""
+    return float(entry["processor_seconds"] / entry.get("plain pass", one))
 
 
 def _answering(entries: Mapping[str, Any]) -> dict[str, Any]:
