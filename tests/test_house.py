@@ -45,7 +45,7 @@ LAYERS = [
     {"job", "reading", "rehearsal", "card", "loading", "verify", "evaluation", "search"},
     {"stored_weights"},
     {"shelf"},
-    {"sensitivity", "pressing", "derivatives", "policy_search", "hidden_repair", "plan_file"},
+    {"sensitivity", "pressing", "derivatives", "policy_search", "hidden_repair", "plan_file", "streamed_scores"},
     {"survey", "descent", "hidden_pruning", "curves", "streaming", "natural_gradient"},
     {"fusion"},
     {"allocation", "consumer_repair", "gguf_vocabulary"},

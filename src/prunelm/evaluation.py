@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from .progress import Progress, silent
 from .scoring import Record, first_bad_block, mean_and_error, score_windows
 from .stream import Batch
 from .tasks import task_of
+
+Score = Callable[[Sequence[Int[Tensor, " length"]], int], list[Record]]
+"""(all windows, which of them) -> its records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ def evaluate(
     length: int = 1024,
     max_tokens: int | None = None,
     seed: int = 0,
+    score: Score | None = None,
     journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -76,6 +80,7 @@ def evaluate(
         length: tokens in a window.
         max_tokens: stop after this many tokens of text.
         seed: of the masking.
+        score: makes the records of a window in place of `score_windows`, for causal models that are not in memory.
         journal: of windows that are not measured again.
         progress: told about every window.
 
@@ -87,7 +92,8 @@ def evaluate(
     if against is not None:
         check_comparable(model, against)
     if task == "causal":
-        return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, journal or Journal(), progress)
+        kept = journal or Journal()
+        return _perplexity(model, tokenizer, Path(text), against, length, max_tokens, score, kept, progress)
     return _encoder(
         task, model, tokenizer, Path(text), against, length, max_tokens, seed, journal or Journal(), progress
     )
@@ -134,6 +140,7 @@ def _perplexity(
     against: PreTrainedModel | None,
     length: int,
     max_tokens: int | None,
+    score: Score | None,
     journal: Journal,
     progress: Progress,
 ) -> Evaluation:
@@ -142,7 +149,10 @@ def _perplexity(
     records, size = [], 0
     for i, window in enumerate(windows):
         progress("evaluating", i, len(windows))
-        make = functools.partial(score_windows, model, window[None], against)
+        if score is None:
+            make = functools.partial(score_windows, model, window[None], against)
+        else:
+            make = functools.partial(score, windows, i)
         records += journal.entry(lambda make=make: {"windows": make()})["windows"]  # type: ignore[misc]
         size += window_bytes(window, tokenizer)
     progress("evaluating", len(windows), len(windows))

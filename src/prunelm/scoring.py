@@ -27,8 +27,16 @@ def score_windows(
     With `dense`, also its own record under `dense`, the summed KL(dense || model), and how often both choose the `same`
     token. All windows go through the models at once; no token sees another window.
     """
-    logits = _logits(model, windows)
-    theirs = _logits(dense, windows) if dense is not None else [None] * len(windows)
+    return records_of(_logits(model, windows), windows, _logits(dense, windows) if dense is not None else None)
+
+
+def records_of(
+    logits: Float[Tensor, "window predicted vocab"],
+    windows: Int[Tensor, "window token"],
+    dense: Float[Tensor, "window predicted vocab"] | None = None,
+) -> list[Record]:
+    """The records of windows, from what one model, or two, predict of all their tokens but the first."""
+    theirs = [None] * len(windows) if dense is None else dense
     return [_record(mine, window[1:], other) for mine, window, other in zip(logits, windows, theirs, strict=True)]
 
 

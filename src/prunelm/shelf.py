@@ -1,21 +1,36 @@
 """A model whose blocks stay in their files and are taken into memory one at a time."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import CheckpointError
+from .dequantizing import quantization_of
+from .errors import CheckpointError, RecipeError
 from .heap import release_memory
 from .loading import Source, generation_config, skeleton
 from .sites import find_blocks
 from .stored_weights import StoredWeights
-from .stream import BlockStream, Room
+from .stream import BlockStream, Room, forwards_replaced
 
 META = torch.device("meta")
+
+
+def check_plain(source: Source) -> None:
+    """Raise unless weights are plain numbers in .safetensors files, which can be read block by block.
+
+    Raises:
+        RecipeError: says what they are.
+    """
+    if source.gguf is not None:
+        raise RecipeError("--stream reads .safetensors block by block, and this is a .gguf file: leave it out")
+    if quantization_of(source.config(), source.name) is not None:
+        raise RecipeError("--stream reads plain weights, and this checkpoint is quantized: leave it out")
 
 
 class Shelf:
@@ -72,6 +87,17 @@ class Shelf:
             for name, parameter in list(block.named_parameters()):
                 _replace(block, name, torch.empty_like(parameter, device=META))
             release_memory()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Shelf"]:
+        """While open, a block that runs is taken into memory for that time, so that the model runs as any other."""
+        forwards = {block: partial(self._run, i, block.forward) for i, block in enumerate(self.blocks)}
+        with forwards_replaced(forwards):
+            yield self
+
+    def _run(self, i: int, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        with self.opened(i):
+            return forward(*args, **kwargs)
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         """Give a parameter of the model its stored values."""

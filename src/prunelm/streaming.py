@@ -12,7 +12,6 @@ import torch
 
 from .allocators import ALLOCATORS
 from .criteria import CRITERIA
-from .dequantizing import quantization_of
 from .distributed import rank, wait_for_all
 from .distributed import size as processes
 from .errors import RecipeError
@@ -22,7 +21,7 @@ from .pressing import Pressing
 from .recipe import Recipe
 from .reconstructions import RECONSTRUCTIONS
 from .scratch import FILE, SPARE, Scratch, check_kept, check_room, rounded
-from .shelf import Shelf
+from .shelf import Shelf, check_plain
 from .sites import find_sites, weight_of
 from .stream import Batch, Room, States
 from .verify import PROOF_TOKENS, proof_inputs
@@ -88,10 +87,7 @@ def check_streams(recipe: Recipe, source: Source) -> None:
     """
     for part, instead in _whole(recipe):
         raise RecipeError(f"--stream holds one block at a time, and {part} needs the whole model: {instead}")
-    if source.gguf is not None:
-        raise RecipeError("--stream reads .safetensors block by block, and this is a .gguf file: leave it out")
-    if quantization_of(source.config(), source.name) is not None:
-        raise RecipeError("--stream reads plain weights, and this checkpoint is quantized: leave it out")
+    check_plain(source)
 
 
 def _whole(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -65,21 +65,27 @@ def evaluate(
     suite: Suite,
     seed: Seed = 0,
     device: Device = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Hold only one block in memory at a time; without --parts.")
+    ] = False,
     as_json: AsJson = False,
     access: Access,
 ) -> None:
     """Measure perplexity and agreement with the dense model; with --parts, much more."""
     from ..doubts import flags
+    from ..errors import RecipeError
     from ..workflow.evaluating import evaluate as run
 
     sizes: dict[str, Any] = {**vars(windows), "seed": seed}
     options: dict[str, Any] = {"against": against, "device": device, **vars(access)}
     if any(given is not None for given in (parts, out_file, suite.tasks, suite.others)):
+        if stream:
+            raise RecipeError("--stream measures quality alone: leave --parts, --out, --tasks and --others out")
         _evaluate_parts(model, text, parts, out_file, suite.setting(**sizes), as_json, options)
         return
     with ExitStack() as printed:
         with quiet(), progress_bars() as progress:
-            found = run(model, text, progress=progress, until=printed, **sizes, **options)
+            found = run(model, text, stream=stream, progress=progress, until=printed, **sizes, **options)
         tell([*flags(text.name, found.facts.get("overlap"))])
         if as_json:
             print_json(found.to_dict())
