@@ -111,15 +111,14 @@ def _opened(source: Source) -> tuple[PreTrainedModel, Callable[[str], Tensor]]:
     """
     shapes = skeleton(source, buffers=True)
     stored = StoredWeights.of(source, shapes)
-    plain = quantization_of(source.config(), source.name) is None
-    if stored is not None and plain:
+    if stored is not None and quantization_of(source.config(), source.name) is None:
         missing = {name for name, _ in shapes.named_parameters() if name not in stored}
         shapes.tie_weights(missing_keys=missing, recompute_mapping=False)
-    sizes = {name: tuple(parameter.shape) for name, parameter in shapes.named_parameters()}
-    if stored is None or not plain or not all(name in stored for name in sizes):
-        loaded = load_model(source, dtype=None)
-        return loaded, loaded.get_parameter
-    return shapes, lambda name: stored.read(name, sizes[name])
+        sizes = {name: tuple(parameter.shape) for name, parameter in shapes.named_parameters()}
+        if all(name in stored for name in sizes):
+            return shapes, lambda name: stored.read(name, sizes[name])
+    loaded = load_model(source, dtype=None)
+    return loaded, loaded.get_parameter
 
 
 def _types(tensors: Mapping[str, list[_Piece]], wanted: GGMLQuantizationType) -> dict[str, GGMLQuantizationType]:
