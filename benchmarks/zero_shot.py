@@ -46,11 +46,19 @@ def main() -> None:
                 measure("zero-shot", f"{name} {sparsity}", lambda r=recipe: _cell(dense, r, documents))
 
 
+ROOT = Path(__file__).parents[1]
+"""The project's root, from which the tasks name their files."""
+
+
 def installed() -> bool:
-    found = importlib.util.find_spec("lm_eval") is not None
-    if not found:
+    """Whether lm-eval is there, and the rows of the tasks are where they are looked for."""
+    if importlib.util.find_spec("lm_eval") is None:
         print("skipped: lm-eval is not installed; pip install lm-eval==0.4.13")
-    return found
+        return False
+    if not (ROOT / "../shared/data/tasks").is_dir():
+        print("skipped: the tasks name their files in ../shared/data/tasks, which is not beside this project")
+        return False
+    return True
 
 
 def _cell(folder: Path, recipe: Recipe | None, documents: list[str]) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def accuracies(
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     here = Path.cwd()
-    os.chdir(Path(__file__).parents[1])  # the tasks name their files from the project's root
+    os.chdir(ROOT)
     try:
         found = lm_eval.simple_evaluate(
             model=reader(model, tokenizer),
