@@ -64,11 +64,12 @@ def export_gguf(
     out = Path(out)
     check_file(out, force=force)
     source = find_model(model, device="cpu")
-    form = _form_for(skeleton(source), source.name)
+    shapes = skeleton(source, buffers=True)
+    form = _form_for(shapes, source.name)
     if parent is not None:
         check_gguf(Path(parent))
     origin = source.folder / source.gguf if parent is None and source.gguf else parent
-    shapes, read = _opened(source)
+    shapes, read = _opened(source, shapes)
     with exported_file(out, source, type=type, parent=parent, force=force) as (file, journal):
         writer = GGUFWriter(file.with_name(f"{file.name}.head"), form.name)
         notes = _add_sizes(writer, shapes)
@@ -104,12 +105,11 @@ class _Piece:
     read: Callable[[], Tensor]
 
 
-def _opened(source: Source) -> tuple[PreTrainedModel, Callable[[str], Tensor]]:
+def _opened(source: Source, shapes: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[str], Tensor]]:
     """The model's shapes, and what reads a parameter of that name from the files when it is asked for.
 
     Where the files hold the weights in another way than the model does, the whole model is loaded.
     """
-    shapes = skeleton(source, buffers=True)
     stored = StoredWeights.of(source, shapes)
     if stored is not None and quantization_of(source.config(), source.name) is None:
         missing = {name for name, _ in shapes.named_parameters() if name not in stored}

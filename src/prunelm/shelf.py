@@ -1,7 +1,7 @@
 """A model whose blocks stay in their files and are taken into memory one at a time."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -111,11 +111,21 @@ class Shelf:
     @torch.no_grad()
     def logits(self, ids: Int[Tensor, "1 token"]) -> Float[Tensor, "row _"]:
         """What the model makes of some tokens, its blocks passing through memory one by one."""
-        stream = BlockStream(self.model, [{"input_ids": ids.to(self.source.device)}], Room(opened=self.opened))
+        stream = self.passed([ids])
+        return stream.outputs(0, stream.hidden[0])
+
+    def passed(
+        self, windows: Sequence[Int[Tensor, "1 token"]], told: Callable[[int], None] | None = None
+    ) -> BlockStream:
+        """A stream of some windows behind the last block; `told` which block is read next."""
+        batches = [{"input_ids": ids.to(self.source.device)} for ids in windows]
+        stream = BlockStream(self.model, batches, Room(opened=self.opened))
         for i in range(len(self.blocks)):
+            if told is not None:
+                told(i)
             with self.opened(i):
                 stream.advance(i)
-        return stream.outputs(0, stream.hidden[0])
+        return stream
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:

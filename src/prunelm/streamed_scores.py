@@ -9,7 +9,7 @@ from torch import Tensor
 from .progress import Progress, silent
 from .scoring import Record, records_of
 from .shelf import Shelf
-from .stream import BlockStream, Room
+from .stream import BlockStream
 
 STATES = 2**30
 """Bytes of hidden states of one model that wait between its blocks, at most; more windows take another pass."""
@@ -45,14 +45,10 @@ class StreamedScores:
 
     def _passed(self, windows: Sequence[Int[Tensor, " token"]], shelf: Shelf) -> BlockStream:
         """A stream of some windows behind the last block of a model."""
-        batches = [{"input_ids": window[None].to(shelf.source.device)} for window in windows]
-        stream = BlockStream(shelf.model, batches, Room(opened=shelf.opened))
-        before = len(shelf.blocks) * self._shelves.index(shelf)
-        for n in range(len(shelf.blocks)):
-            self._progress("blocks read", before + n, len(shelf.blocks) * len(self._shelves))
-            with shelf.opened(n):
-                stream.advance(n)
-        return stream
+        before, total = len(shelf.blocks) * self._shelves.index(shelf), len(shelf.blocks) * len(self._shelves)
+        return shelf.passed(
+            [window[None] for window in windows], lambda n: self._progress("blocks read", before + n, total)
+        )
 
     @staticmethod
     def _logits(stream: BlockStream, b: int) -> Float[Tensor, "1 token vocab"]:

@@ -13,7 +13,7 @@ from .distributed import agreed, summed_number
 from .errors import CalibrationError
 from .job import Job
 from .moments import Moments
-from .observation import Observed, observe
+from .observation import MEASURED, Observed, observe
 from .placement import exact
 from .plan import Budget
 from .progress import Progress
@@ -27,7 +27,7 @@ from .sites import Site, bias_of, by_block, weight_of
 from .stream import BlockStream
 from .workbench import Step, Workbench
 
-ACTIVATIONS = frozenset({"consumer", "gram", "producer", "similarity"})
+ACTIVATIONS = frozenset({*MEASURED, "gram", "similarity"})
 """Statistics that are measured as the stream passes."""
 
 

@@ -71,12 +71,16 @@ def _streamed(
 ) -> tuple[PreTrainedModel, PreTrainedModel | None, Score]:
     """One model or two of which one block is in memory at a time until `here` is closed, and what scores windows so."""
     sources = [source] if other is None else [source, other]
+    shapes = []
     for one in sources:
         check_plain(one)
-        if task_of(skeleton(one)) != "causal":
+        shapes.append(skeleton(one, buffers=True))
+        if task_of(shapes[-1]) != "causal":
             raise EvaluationError(f"--stream measures causal models, and {one.name} is none: leave it out")
     here.enter_context(large_returned())
-    shelf, *rest = [here.enter_context(Shelf(one).running()) for one in sources]
+    shelf, *rest = [
+        here.enter_context(Shelf(one, model=model).running()) for one, model in zip(sources, shapes, strict=True)
+    ]
     dense = rest[0] if rest else None
     return shelf.model, dense.model if dense is not None else None, StreamedScores(shelf, dense, progress).score
 
