@@ -7,7 +7,7 @@ changing its repaired weight from W to V is expected to cost
 
     <R, V - W> + c/2 tr(G (V - W) C (V - W)^T)
 
-and a knapsack within a trust region chooses the next plan, which is kept only if its measured divergence is less. The
+where a bias counts as the weight of one more channel that is always 1, and a knapsack within a trust region chooses the next plan, which is kept only if its measured divergence is less. The
 coupling c makes up for errors of different sites, which add up to more than independent ones would.
 
 Sites whose smallest step is larger than the trust region (a KV group of three) leap: when a round with leaps brings too
@@ -29,7 +29,7 @@ from .plan import Budget, Counts
 from .progress import Progress, silent
 from .rehearsal import Rehearsal
 from .search import Found
-from .sensitivity import Divergence, rehearsed
+from .sensitivity import Divergence, Slope, rehearsed
 from .sites import Site
 
 TRUST = 1 / 8
@@ -123,9 +123,9 @@ class _View:
         self.fisher = fisher
         self.options = {site.key: budget.options(site) for site in sites}
         self._at: dict[str, int] | None = None
-        self._slopes: dict[str, Float[Tensor, "out channel"]] = {}
+        self._slopes: dict[str, Slope] = {}
 
-    def slopes(self, removed: dict[str, int]) -> dict[str, Float[Tensor, "out channel"]]:
+    def slopes(self, removed: dict[str, int]) -> dict[str, Slope]:
         """The gradient at a plan; asked for again, it is not computed again."""
         if self._at != removed:
             self.rehearsal.apply(removed)
@@ -152,19 +152,22 @@ class _View:
         return found
 
     @torch.no_grad()
-    def _change(self, site: Site, slope: Float[Tensor, "out channel"], at: int, to: int) -> tuple[float, float]:
+    def _change(self, site: Site, slope: Slope, at: int, to: int) -> tuple[float, float]:
         """What the gradient and the curvature expect of a site that goes from `at` removed units to `to`."""
         moments = self.rehearsal.moments[site.key]
         (new, new_bias), (old, old_bias) = (self.rehearsal.layer(site.key, n) for n in (to, at))
         change = exact(new - old)
+        along = (exact(slope.weight) * change).sum()
         bent = change @ moments.second_moment
         if new_bias is not None and old_bias is not None:
             shift = exact(new_bias - old_bias)
             mean = moments.mean
+            assert slope.bias is not None
+            along += exact(slope.bias) @ shift
             curved = bent @ change.T + 2 * torch.outer(shift, change @ mean) + torch.outer(shift, shift)
         else:
             curved = bent @ change.T
-        return float((exact(slope) * change).sum()), float((self.fisher[site.key] * curved).sum() / 2)
+        return float(along), float((self.fisher[site.key] * curved).sum() / 2)
 
 
 def _round(view: _View, state: _State) -> _State:

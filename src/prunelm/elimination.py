@@ -17,7 +17,7 @@ BLOCK = 64
 
 def eliminate(
     weight: Float[Tensor, "out channel"],
-    second: Float[Tensor, "channel channel"],
+    inverse: Float[Tensor, "channel channel"],
     units: Int[Tensor, "unit width"],
     *,
     strata: int = 1,
@@ -26,13 +26,12 @@ def eliminate(
 
     Args:
         weight: of the consumer.
-        second: E[x x^T] of its input, damped so that it can be inverted.
+        inverse: of E[x x^T] of its input, damped so that there is one; it is used up.
         units: channels of each unit.
         strata: units come in this many equal runs, and every run loses one unit before any loses another.
 
     Source: arXiv 2302.04089 (structured OBS), in the form of arXiv 2407.13331's interpolation; derived.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
     weight = weight.to(inverse)
     cross = shared_rows(lambda rows: weight.T[rows] @ weight, inverse)
     if units.shape[1] == 1 and strata == 1:

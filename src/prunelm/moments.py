@@ -79,6 +79,10 @@ class Moments:
         """What a layer is fitted on: the covariance where it has a bias, which takes up the mean; else E[a a^T]."""
         return self.second_moment if bias is None else self.covariance
 
+    def rounding(self, bias: Tensor | None) -> Float[Tensor, " channel"]:
+        """What of the diagonal of `fitted` may be rounding: 1e-5 of E[a_c^2] where the mean was subtracted."""
+        return torch.zeros_like(self.total) if bias is None else 1e-5 * self.energy
+
     def _whole(self) -> Float[Tensor, "channel channel"]:
         if not self.full:
             raise ValueError("these moments hold only the diagonal of the Gram matrix")

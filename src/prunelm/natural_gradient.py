@@ -255,12 +255,12 @@ def _seen(sites: Sequence[Site], fit: Divergence, batches: Sequence[int], told: 
 
     slopes = fit.slopes(sites, batches, watched)
     for key, both in moments.items():
-        finite(key, slopes[key])
+        finite(key, slopes[key].weight)
         for one in both:
             one.settle()
             one.share()
             one.check(key)
-    return {key: _Seen(slopes[key], *moments[key]) for key in layers}
+    return {key: _Seen(slopes[key].weight, *moments[key]) for key in layers}
 
 
 def _nothing(layer: nn.Module, dtype: torch.dtype) -> tuple[Moments, Moments]:

@@ -257,6 +257,11 @@ class Recipe:
             return True
         return self.reconstruction != "none" or any(CRITERIA[s.criterion].needs(**s.options) for s in scorings)
 
+    @property
+    def reads_pruned(self) -> bool:
+        """Whether text is read again once it is known which units go: by repairs, refits, steps of natural gradient."""
+        return self.reconstruction != "none" or self.natural_steps > 0
+
     def block_range(self, n_blocks: int) -> range:
         """The blocks that may lose units, of a model with `n_blocks`."""
         start, colon, stop = self.blocks.partition(":")
@@ -305,6 +310,14 @@ class Recipe:
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         return cls(**values)
+
+    def replaced(self, **overrides: Any) -> "Recipe":
+        """The recipe with some values replaced, as by `load`.
+
+        Raises:
+            RecipeError: unknown key (with the nearest known one), or a value of the wrong type.
+        """
+        return self.from_dict(self.to_dict(), f"recipe {self.name!r}", **overrides)
 
     @classmethod
     def load(cls, name: str | Path, **overrides: Any) -> "Recipe":

@@ -10,7 +10,7 @@ from .exchange import exchanged
 from .moments import CrossMoments, Moments
 from .reconstructions import RECONSTRUCTIONS, Layer, Reconstruction
 from .sites import Site, bias_of, weight_of
-from .solver import energy_damping
+from .solver import energy_damping, factored
 
 LEAST, MOST = 1e-6, 1e2
 """Ridges that the search for the best one does not leave."""
@@ -39,8 +39,11 @@ def exchanged_units(
     site: Site, moments: Moments, kept: Int[Tensor, " kept"], *, limit: int, ridge: float
 ) -> tuple[Int[Tensor, " kept"], int]:
     """The kept units of a site after at most `limit` exchanges that lower its refitted error, and how many it took."""
-    second = moments.fitted(bias_of(site.consumer.layer))
-    second.diagonal().add_(energy_damping(second, ridge))
+    bias = bias_of(site.consumer.layer)
+    second = moments.fitted(bias)
+    damping, least = energy_damping(second, ridge), moments.rounding(bias)
+    _, damping = factored(second, damping, tokens=moments.tokens, least=least)
+    second.diagonal().add_(damping)
     weight = weight_of(site.consumer.layer).detach()
     return exchanged(weight, second, site.consumer.index, kept, limit=limit, strata=site.strata)
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from .gradients import differentiable, gradient_of
 from .losses import answers, predicts
 from .plan import Budget
 from .rehearsal import Rehearsal
-from .sites import Site, weight_of
+from .sites import Site, bias_of, weight_of
 from .stream import Batch, BlockStream, States
 from .tasks import task_of
 
@@ -47,6 +48,14 @@ def levels_of(site: Site, budget: Budget) -> list[int]:
         return options
     wanted = [share * site.n_units for share in LEVELS]
     return sorted({min((abs(o - want), o) for o in options)[1] for want in wanted})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slope:
+    """The gradient of the divergence at a layer: of its weight, and of its bias where it has one."""
+
+    weight: Float[Tensor, "out channel"]
+    bias: Float[Tensor, " out"] | None
 
 
 class Divergence:
@@ -142,15 +151,17 @@ class Divergence:
 
     def slopes(
         self, sites: Sequence[Site], batches: Sequence[int] | None = None, watched: Watched = _unwatched
-    ) -> dict[str, Float[Tensor, "out channel"]]:
-        """The gradient of the divergence now, by site key, with respect to the weight of the site's consumer.
+    ) -> dict[str, Slope]:
+        """The gradient of the divergence now, by site key, with respect to the site's consumer.
 
         Of some of the batches, where they are named; `watched` is open while one of them passes forward and backward.
         """
         layers = {site.key: site.consumer.layer for site in sites}
         batches = self.batches if batches is None else batches
+        biases = {key: bias for key, layer in layers.items() if (bias := bias_of(layer)) is not None}
         found = {k: torch.zeros_like(weight_of(layer), dtype=torch.float32) for k, layer in layers.items()}
-        with differentiable(self.stream.model, layers.values()):
+        shifts = {k: torch.zeros_like(bias, dtype=torch.float32) for k, bias in biases.items()}
+        with differentiable(self.stream.model, layers.values(), biases.values()):
             for b in batches:
                 with watched(b):
                     torch.autograd.backward(self.of_batch(b))
@@ -159,8 +170,13 @@ class Divergence:
                     if gradient is not None:
                         found[key] += gradient
                     layer.weight.grad = None
+                for key, bias in biases.items():
+                    if bias.grad is not None:
+                        shifts[key] += bias.grad
+                    bias.grad = None
         rows = self.rows_of(batches)
-        return {key: summed(slope) / rows for key, slope in found.items()}
+        whole = {key: summed(slope) / rows for key, slope in found.items()}
+        return {k: Slope(weight=w, bias=summed(shifts[k]) / rows if k in shifts else None) for k, w in whole.items()}
 
     def rows_of(self, batches: Sequence[int]) -> int:
         """How many rows some batches have, those of other processes included."""

@@ -30,7 +30,7 @@ def damped_fit(
     Raises:
         CalibrationError: the moments cannot be factored even so; says how many tokens would do.
     """
-    root, now = _factored(second, damping, tokens)
+    root, now = factored(second, damping, tokens=tokens)
     return shared_rows(partial(_solved, root, cross, prior, now), prior, ROWS)
 
 
@@ -54,7 +54,7 @@ class NestedFits:
         *,
         tokens: int,
     ) -> None:
-        self._root, now = _factored(second, damping, tokens)
+        self._root, now = factored(second, damping, tokens=tokens)
         self._dtype = prior.dtype
         self._half = torch.linalg.solve_triangular(self._root, (cross + prior.to(now) * now).T, upper=False).T
 
@@ -74,14 +74,26 @@ def _backward(
     return found.to(dtype)
 
 
-def _factored(
-    second: Float[Tensor, "channel channel"], damping: Float[Tensor, " channel"], tokens: int
+def factored(
+    second: Float[Tensor, "channel channel"],
+    damping: Float[Tensor, " channel"],
+    *,
+    tokens: int,
+    least: Float[Tensor, " channel"] | None = None,
 ) -> tuple[Float[Tensor, "channel channel"], Float[Tensor, " channel"]]:
-    """The Cholesky root of the damped moments, and the damping that it took."""
+    """The Cholesky root of the damped moments, and the damping that it took; see `damped_fit`.
+
+    Where more is tried, it is at least `least`, and 1e-7 of the mean energy.
+
+    Raises:
+        CalibrationError: as there.
+    """
     energy = second.diagonal().clone()
+    floor = damping.clamp_min(1e-7 * float(energy.mean()))
+    floor = floor if least is None else floor.maximum(least)
     try:
         for factor in FACTORS:
-            now = damping if factor == 1 else damping.clamp_min(1e-7 * float(energy.mean())) * factor
+            now = damping if factor == 1 else floor * factor
             second.diagonal().copy_(energy + now)
             root, info = torch.linalg.cholesky_ex(second)
             if int(info) == 0:
@@ -108,7 +120,8 @@ def _solved(
 def energy_damping(second: Float[Tensor, "channel channel"], ridge: float) -> Float[Tensor, " channel"]:
     """D_j = ridge x E[x_j^2], and a trace for channels that never fire.
 
-    Relative to each channel's own energy, so that a few channels of enormous activations do not damp all others.
+    Relative to each channel's own energy, so that a few channels of enormous activations do not damp all others. A
+    variance that rounding made negative counts as 0.
     """
-    energy = second.diagonal()
+    energy = second.diagonal().clamp_min(0)
     return ridge * energy + 1e-9 * energy.mean() + torch.finfo(energy.dtype).tiny

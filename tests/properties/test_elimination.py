@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,11 +7,12 @@ from hypothesis import strategies as st
 
 from prunelm.criteria import CRITERIA
 from prunelm.elimination import eliminate
+from prunelm.errors import RecipeError
 from prunelm.moments import CrossMoments, Moments
 from prunelm.reconstructions import RECONSTRUCTIONS
 from prunelm.reconstructions.bias import bias_only
 from prunelm.reconstructions.least_squares import least_squares
-from prunelm.repairing import repaired
+from prunelm.repairing import exchanged_units, repaired
 from prunelm.sites import bias_of, find_sites, weight_of
 from prunelm.testing import site_statistics, tiny_model
 
@@ -41,7 +44,7 @@ def test_the_running_sum_is_the_error_after_refitting(seed, width):
     weight, x = _problem(seed)
     second = _moments(x).second_moment
     units = torch.arange(9).reshape(-1, width)
-    order, costs = eliminate(weight, second, units)
+    order, costs = eliminate(weight, torch.linalg.inv(second), units)
     assert sorted(order.tolist()) == list(range(len(units)))
     for k in range(1, len(units)):
         gone = set(units[order[:k]].flatten().tolist())
@@ -53,7 +56,7 @@ def test_each_step_takes_the_cheapest_unit(seed, width):
     weight, x = _problem(seed)
     second = _moments(x).second_moment
     units = torch.arange(9).reshape(-1, width)
-    order, _ = eliminate(weight, second, units)
+    order, _ = eliminate(weight, torch.linalg.inv(second), units)
     gone: list[int] = []
     for unit in order[:-1].tolist():
         left = [u for u in range(len(units)) if u not in gone]
@@ -65,16 +68,16 @@ def test_each_step_takes_the_cheapest_unit(seed, width):
 def test_blocks_of_downdates_change_nothing(monkeypatch):
     weight, x = _problem(1, channels=40, rows=200)
     second, units = _moments(x).second_moment, torch.arange(40)[:, None]
-    whole = eliminate(weight, second, units)
+    whole = eliminate(weight, torch.linalg.inv(second), units)
     monkeypatch.setattr("prunelm.elimination.BLOCK", 3)
-    parts = eliminate(weight, second, units)
+    parts = eliminate(weight, torch.linalg.inv(second), units)
     assert torch.equal(whole[0], parts[0])
     assert torch.allclose(whole[1], parts[1], rtol=1e-6)
 
 
 def test_every_stratum_loses_one_unit_before_any_loses_two():
     weight, x = _problem(3, channels=12, rows=100)
-    order, _ = eliminate(weight, _moments(x).second_moment, torch.arange(12).reshape(6, 2), strata=3)
+    order, _ = eliminate(weight, torch.linalg.inv(_moments(x).second_moment), torch.arange(12).reshape(6, 2), strata=3)
     rounds = [sorted(u // 2 for u in part) for part in (order[:3].tolist(), order[3:].tolist())]
     assert rounds == [[0, 1, 2], [0, 1, 2]]
 
@@ -146,3 +149,29 @@ def test_blended_targets_are_the_moments_of_the_blend(seed, share, with_bias):
     found = found.blended(weight, bias, share)
     for name in ("cross", "y_total", "y_square"):
         assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-2), name
+
+
+@pytest.mark.parametrize(("seed", "size"), [*((seed, 1.0) for seed in range(4)), *((seed, 1e3) for seed in range(8))])
+@torch.no_grad()
+def test_channels_that_are_always_the_same_break_nothing_and_go_first_where_rounding_is_small(seed, size):
+    model = tiny_model("opt")
+    site = next(s for s in find_sites(model) if s.name == "ffn")
+    same, generator = [1, 4, 7], torch.Generator().manual_seed(seed)
+    x = torch.randn(600, site.n_units, generator=generator)
+    x[:, same] = size * (0.5 + torch.rand(len(same), generator=generator))
+    moments = Moments(site.n_units)
+    for chunk in x.split(150):
+        moments.update(chunk)
+    assert bool((moments.covariance.diagonal()[same].abs() < moments.rounding(torch.ones(1))[same]).all())
+    scores = CRITERIA["obs"](site, replace(site_statistics(model, site), consumer=moments))
+    kept, _ = exchanged_units(site, moments, torch.arange(8), limit=8, ridge=1e-2)
+    assert bool(scores.isfinite().all())
+    assert len(kept) == 8
+    if size == 1:
+        assert sorted(scores.argsort()[: len(same)].tolist()) == same
+        assert not set(kept.tolist()) & set(same)
+
+
+def test_a_ridge_below_0_is_refused():
+    with pytest.raises(RecipeError, match="ridge must be a number from 0 up"):
+        CRITERIA["obs"].needs(ridge=-1.0)

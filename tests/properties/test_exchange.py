@@ -57,7 +57,7 @@ def test_what_a_unit_is_worth_is_the_change_of_the_error(seed):
 def test_a_bad_start_comes_close_to_elimination():
     weight, second = _problem(5, channels=12)
     units = torch.arange(12)[:, None]
-    order, _ = eliminate(weight, second, units)
+    order, _ = eliminate(weight, torch.linalg.inv(second), units)
     worst, best = order[:5].sort().values, order[7:].sort().values
     kept, made = exchanged(weight, second, units, worst, limit=50)
     errors = {name: _error(weight, second, k) for name, k in (("worst", worst), ("kept", kept), ("best", best))}

@@ -11,7 +11,7 @@ from prunelm.journal import Journal
 from prunelm.knapsack import knapsack
 from prunelm.plan import Budget, prunable
 from prunelm.reconstructions import RECONSTRUCTIONS
-from prunelm.rehearsal import Rehearsal
+from prunelm.rehearsal import Rehearsal, put_
 from prunelm.sensitivity import Divergence, rehearsed
 from prunelm.sites import find_sites, weight_of
 from prunelm.stream import BlockStream
@@ -121,8 +121,30 @@ def test_slopes_are_those_of_the_measured_divergence():
                 weight.add_(direction, alpha=sign)
                 values.append(divergence.measure(0, divergence.entering))
                 weight.sub_(direction, alpha=sign)
-            expected = float((slopes[site.key] * direction).sum())
+            expected = float((slopes[site.key].weight * direction).sum())
             assert (values[0] - values[1]) / 2 == pytest.approx(expected, rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_what_is_expected_of_a_site_is_the_slope_along_its_new_repair_bias_included(family):
+    with _search(family) as search:
+        sites, budget, start, rehearsal, divergence = search[:5]
+        removed = {s.key: s.n_units - start[0][s.key] for s in sites}
+        fisher = {s.key: torch.eye(len(weight_of(s.consumer.layer)), dtype=torch.float64) for s in sites}
+        view = _View(sites, budget, rehearsal, divergence, fisher)
+        slopes = view.slopes(removed)
+        for site in sites:
+            at = removed[site.key]
+            to = at + 2 if at + 2 < site.n_units else at - 2
+            expected, _ = view._change(site, slopes[site.key], at, to)
+            old, new = rehearsal.layer(site.key, at), rehearsal.layer(site.key, to)
+            values = []
+            for share in (1e-3, -1e-3):
+                moved = [None if a is None else a + share * (b - a) for a, b in zip(old, new, strict=True)]
+                put_(site.consumer.layer, *moved)
+                values.append(divergence.measure(0, divergence.entering))
+                put_(site.consumer.layer, *old)
+            assert (values[0] - values[1]) / 2e-3 == pytest.approx(expected, rel=0.05, abs=2e-5)
 
 
 def test_the_trust_region_is_whole_options():

@@ -73,7 +73,7 @@ def calibrate(
     tell(found.notes)
     out.print(f"{out_folder}: what was seen of {len(found.survey.scores)} sites. Use it, at this sparsity or another:")
     words = [model, "OUT", "--sparsity", f"{sparsity:g}", "--calibrated", out_folder]
-    if text is not None and chosen.reconstruction != "none":
+    if text is not None and chosen.reads_pruned:
         words += ["--text", text]
     if compute_dtype != "float32":
         words += ["--compute-dtype", compute_dtype]

@@ -1,5 +1,7 @@
 """Structured OBS: the order of removal that exact least-squares repair makes cheapest, one unit at a time."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from ..errors import RecipeError
 from ..moments import output_energy
 from ..placement import exact
 from ..sites import Site, bias_of, weight_of
-from ..solver import energy_damping
+from ..solver import energy_damping, factored
 from . import Statistics, criterion
 
 
@@ -18,6 +20,8 @@ def _needs(*, metric: str = "module", shrink: float = 0.3, ridge: float = 1e-2) 
         raise RecipeError(f"obs: metric must be module or output, got {metric!r}")
     if not 0 <= shrink <= 1:
         raise RecipeError(f"obs: shrink must be in [0, 1], got {shrink}")
+    if not 0 <= ridge < math.inf:
+        raise RecipeError(f"obs: ridge must be a number from 0 up, got {ridge}")
     return {"gram", "fisher"} if metric == "output" else {"gram"}
 
 
@@ -36,7 +40,10 @@ def obs(
         metric: `module` measures errors in the module's own output; `output` in the model's, to second order:
             ||d||^2 becomes d^T G d with the Fisher matrix G of the consumer's output (see `prunelm.fisher`).
         shrink: of G towards a multiple of the identity, which is the metric `module`; it comes from few tokens.
-        ridge: damping of each channel, relative to its energy.
+        ridge: damping of each channel, relative to its energy; more where that cannot be inverted.
+
+    Raises:
+        CalibrationError: it cannot be inverted even so; says how many tokens would do.
 
     Source: arXiv 2302.04089 (ZipLM's structured OBS); the metric `output` is ours.
     Differs: damping per channel, relative to its energy; one pass gives every size.
@@ -47,10 +54,14 @@ def obs(
     if metric == "output":
         assert statistics.fisher is not None
         weight = _root(statistics.fisher, shrink).T @ weight
-    second = moments.fitted(bias_of(site.consumer.layer))
+    bias = bias_of(site.consumer.layer)
+    second = moments.fitted(bias)
     whole = output_energy(weight, second).clamp_min(1e-300)
-    second.diagonal().add_(energy_damping(second, ridge))
-    order, costs = eliminate(weight, second, site.consumer.index, strata=site.strata)
+    damping, least = energy_damping(second, ridge), moments.rounding(bias)
+    root, _ = factored(second, damping, tokens=moments.tokens, least=least)
+    inverse = torch.cholesky_inverse(root)
+    del second, root  # large, and not needed beside it
+    order, costs = eliminate(weight, inverse, site.consumer.index, strata=site.strata)
     scores = torch.empty_like(costs)
     scores[order] = costs.cumsum(0)
     return scores / whole

@@ -16,7 +16,7 @@ from ..repetition import repetition_notes
 from ..workbench import workbench
 from ..writing import writes
 from . import DEFAULT_RECIPE
-from .files import check_no_hidden, files_of_run, journal_of
+from .files import check_no_hidden, files_of_run, journal_of, recipe_or_default
 
 
 @writes
@@ -44,7 +44,7 @@ def calibrate(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, **overrides)
+    chosen = recipe_or_default(recipe, **overrides)
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     check_no_hidden(chosen, "a saved calibration, which serves any size")
     files = files_of_run(model, [chosen], [Path(out)], text, None, force, access, compute_dtype)

@@ -58,9 +58,13 @@ def recipe_or_default(
     default: str = DEFAULT_RECIPE,
     **overrides: Any,
 ) -> Recipe:
-    """The recipe that is named; without a name that of a saved calibration, or else the default one."""
+    """The recipe that is named or given; without either that of a saved calibration, or else the default one.
+
+    Raises:
+        RecipeError: there is no such recipe, or something that it does not know is to be replaced in it.
+    """
     if isinstance(recipe, Recipe):
-        return recipe
+        return recipe.replaced(**overrides)
     if recipe is None and calibrated is not None:
         return calibrated_recipe(calibrated, **overrides)
     return Recipe.load(recipe or default, **overrides)
@@ -179,7 +183,7 @@ def files_of_run(
 ) -> Files:
     """The files of a run, checked before any weight is read: the recipe's text, the targets, the budgets, the disk."""
     chosen = sizes[0]
-    reads = chosen.reads_text and not (seen and chosen.reconstruction == "none")
+    reads = chosen.reads_text and not (seen and not chosen.reads_pruned)
     if text is not None and chosen.calibration == "self-generated":
         raise DataError("--text and self-generated calibration exclude each other: this recipe writes its own text")
     if text is None and reads and chosen.calibration == "text":

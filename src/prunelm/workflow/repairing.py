@@ -139,8 +139,7 @@ def _biased(
     """Whether consumers get a bias, and what to tell of those that the pruned model has and the dense one lacks."""
     if not gains_biases(dense, pruned):
         return bool(bias), []
-    uses = recipe.reconstruction != "none" or recipe.natural_steps > 0
-    if bias or (bias is None and uses):
+    if bias or (bias is None and recipe.reads_pruned):
         return True, [] if bias else [f"{name} has biases that the dense model lacks, so the repair adds them too"]
     return False, [f"the biases that {name} has and the dense model lacks are left out"]
 
