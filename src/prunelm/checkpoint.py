@@ -75,7 +75,7 @@ def save(
         if config is not None:
             facts["notes"] = list(dict.fromkeys([*facts["notes"], *_said_of(model, report, config, zeros)]))
         _write_weights(model, config, folder, zeros, pressing)
-        _write_config(model, report, config, folder)
+        _write_config(model, config, folder)
         copy_tokenizer(source, tokenizer, folder)
         (folder / PLAN_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if report.curves.get("sites"):
@@ -189,7 +189,7 @@ def _write_weights(
         model.config = own
 
 
-def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConfig | None, folder: Path) -> None:
+def _write_config(model: PreTrainedModel, config: PreTrainedConfig | None, folder: Path) -> None:
     """Complete config.json with every key that some reader needs, in the forms old and new readers know."""
     raw = read_json(folder / "config.json")
     raw["architectures"] = [class_for(model, config or model.config)]
@@ -199,7 +199,7 @@ def _write_config(model: PreTrainedModel, report: Report, config: PreTrainedConf
     if config is not None and hasattr(config, "sliding_window"):
         raw["sliding_window"] = config.sliding_window
     if config is None:
-        raw |= {"per_layer_config": per_layer_config(model, report.recipe.unit), **stored_names(model)}
+        raw |= {"per_layer_config": per_layer_config(model), **stored_names(model)}
     if config is None and carries_code(model):
         name, text = modeling_file(model)
         (folder / name).write_text(text, encoding="utf-8")
@@ -225,10 +225,10 @@ def legacy_rope(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def per_layer_config(model: PreTrainedModel, unit: str = "group") -> dict[str, dict[str, int]]:
+def per_layer_config(model: PreTrainedModel) -> dict[str, dict[str, int]]:
     """The widths of each block that differ from the config's, under the names of config fields."""
     layers: dict[str, dict[str, int]] = {}
-    for site in find_sites(model, unit):
+    for site in find_sites(model):
         for name, value in site.config_values(site.n_units).items():
             if getattr(model.config, name, None) != value and name != "head_dim":
                 layers.setdefault(str(site.block), {})[name] = value

@@ -7,8 +7,9 @@ changing its repaired weight from W to V is expected to cost
 
     <R, V - W> + c/2 tr(G (V - W) C (V - W)^T)
 
-where a bias counts as the weight of one more channel that is always 1, and a knapsack within a trust region chooses the next plan, which is kept only if its measured divergence is less. The
-coupling c makes up for errors of different sites, which add up to more than independent ones would.
+where a bias counts as the weight of one more channel that is always 1, and a knapsack within a trust region chooses the
+next plan, which is kept only if its measured divergence is less. The coupling c makes up for errors of different sites,
+which add up to more than independent ones would.
 
 Sites whose smallest step is larger than the trust region (a KV group of three) leap: when a round with leaps brings too
 little, they stay as they are from then on, and the others go on in small steps.

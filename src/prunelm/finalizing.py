@@ -36,15 +36,16 @@ def finalize(folder: str | Path, *, like: str | Path | None = None) -> list[str]
     if source.gguf is not None:
         raise CheckpointError(f"{folder}: a GGUF file lacks nothing that this command puts back. Give a folder.")
     raw = read_json(source.folder / "config.json")
-    wanted, files = dict(raw), {}
+    wanted, files, plan = dict(raw), dict[str, str](), None
     if like is not None:
         original = find_model(like)
         settings = read_json(original.folder / "config.json")
         wanted |= {k: v for k, v in settings.items() if k not in raw and k not in _NOT_SETTINGS}
         _same_family(source, original)
         if not (source.folder / PLAN_FILE).is_file() and (original.folder / PLAN_FILE).is_file():
+            plan = original.plan()
             files[PLAN_FILE] = (original.folder / PLAN_FILE).read_text(encoding="utf-8")
-    plan = json.loads(files[PLAN_FILE]) if files else source.plan()
+    plan = plan or source.plan()
     model = skeleton(source, plan, fitting=False)
     _check_shapes(source, model)
     wanted |= legacy_rope(wanted, architecture_of(model.config).legacy_rope)

@@ -10,12 +10,12 @@ from .memory import resident_peak
 from .speed import decode_seconds, prefill_seconds
 
 
-def footprint(model: str, dtype: str, device: str = "cpu", *, trust_remote_code: bool = False) -> dict[str, int]:
+def footprint(model: str, dtype: str, device: str = "cpu", **access: bool) -> dict[str, int]:
     """Peak bytes before the model was read, when it was loaded, and when it had been used.
 
-    Resident memory on the CPU; on a GPU of CUDA what was allocated there.
+    Resident memory on the CPU; on a GPU of CUDA what was allocated there. `access`: see `prunelm.prune`.
     """
-    source = find_model(model, trust_remote_code=trust_remote_code, device=device)
+    source = find_model(model, device=device, **access)
     found = {"before": _peak(source.device)}
     loaded = load_model(source, dtype=getattr(torch, dtype))
     found["loaded"] = _peak(source.device)
@@ -34,5 +34,6 @@ def _peak(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    trust = "--trust-remote-code" in sys.argv
-    print(json.dumps(footprint(*sys.argv[1:4], trust_remote_code=trust)))
+    allowed = {name: f"--{name.replace('_', '-')}" in sys.argv for name in ("trust_remote_code", "allow_pickle")}
+    model, dtype, device = sys.argv[1:4]
+    print(json.dumps(footprint(model, dtype, device, **allowed)))

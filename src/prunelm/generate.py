@@ -38,7 +38,7 @@ def self_generated(
         torch.manual_seed(seed)
         for start in range(0, samples, batch_size):
             count = min(batch_size, samples - start)
-            first = torch.randint(model.config.vocab_size, (count, 1)).to(model.device)
+            first = torch.randint(_vocabulary(model, tokenizer), (count, 1)).to(model.device)
             if tokenizer.bos_token_id is not None and tokenizer.bos_token_id != tokenizer.eos_token_id:
                 first[:] = tokenizer.bos_token_id
             ids = model.generate(
@@ -83,7 +83,7 @@ def random_tokens(
     """
     check_length(model.config, length)
     generator = torch.Generator().manual_seed(seed)
-    vocab = min(model.config.vocab_size, len(tokenizer))
+    vocab = _vocabulary(model, tokenizer)
     batches: list[Batch] = [
         {"input_ids": torch.randint(vocab, (min(batch_size, samples - start), length), generator=generator)}
         for start in range(0, samples, batch_size)
@@ -91,3 +91,8 @@ def random_tokens(
     return Batches(
         batches=batches, facts=describe(batches, tokenizer, source="random tokens", length=length, seed=seed)
     )
+
+
+def _vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many token ids there are: models are often padded beyond what their tokenizer says."""
+    return min(int(model.config.vocab_size), len(tokenizer))

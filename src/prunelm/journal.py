@@ -60,6 +60,7 @@ class Journal:
             line, self._sum = _sealed(entry, self._sum)
             lines.append(line)
         if after and not self._known:
+            path.unlink(missing_ok=True)  # what there is was cut short before its first entry
             self._held = "".join(lines)
         else:
             write_whole(path, "".join(lines))

@@ -66,7 +66,7 @@ def _shapes(source: Source, counts: Counts, unit: str, blocks: int | None) -> Pr
 def _filled(module: M, source: Source) -> M:
     """A module without weights, with some on the device and in the dtype that a user would run the model in."""
     device = source.device
-    module = module.to_empty(device=device).to(torch.float32 if device.type == "cpu" else stored_dtype(source))
+    module = module.to_empty(device=device).to(_dtype(source))
     generator = torch.Generator(device=device).manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -74,6 +74,11 @@ def _filled(module: M, source: Source) -> M:
         for buffer in module.buffers():
             buffer.fill_(1)
     return module
+
+
+def _dtype(source: Source) -> torch.dtype:
+    """What a user would run the model in."""
+    return torch.float32 if source.device.type == "cpu" else stored_dtype(source)
 
 
 def _first(site: Site, kept: int) -> torch.Tensor:
@@ -111,6 +116,7 @@ def layer_times(
     facts = {
         "format": FORMAT,
         "device": device_words(source.device),
+        "dtype": str(_dtype(source)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "shapes": sorted({str(tuple(p.shape)) for p in skeleton(source).parameters()}),

@@ -149,12 +149,4 @@ def _number(text: str, units: dict[str, int]) -> float | None:
     if match is None or match[2].lower() not in units:
         return None
     number = float(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
-    return number if number > 0 else None
-
-
-_READERS: dict[str, Callable[[str], Limit]] = {
-    "params": _params,
-    "fit": _fit,
-    "max_ppl": _max_ppl,
-    "speedup": _speedup,
-}
+    return number if 0 < number < math.inf else None

@@ -199,7 +199,7 @@ def find_dense(name: str | Path, pruned: Source, **access: Any) -> Source:
         return find_model(name, **access)
     except CheckpointError as error:
         plan = pruned.plan()
-        if plan is None:
+        if plan is None or "base_model" not in plan:
             raise
         raise CheckpointError(
             f"{error}. {pruned.name} was made from {plan['base_model']}: name the place where that is now, or leave "

@@ -1,7 +1,8 @@
 """Running moments of activations: the only thing that calibration leaves behind.
 
 With a token's activation a (one row): tokens = n, total = sum a, gram = sum a a^T (or only its diagonal).
-Chunks are multiplied in float32 and summed in float64, so order and chunking change nothing that matters.
+Chunks are multiplied in float32 and summed in float64, so order and chunking change nothing that matters. (A streamed
+run may sum in float32: `--statistics-dtype`.)
 """
 
 import torch
@@ -17,7 +18,7 @@ PARTS = 4
 
 
 class Moments:
-    """First and second moments of one layer's input over tokens; accumulates with `update` and `merge`."""
+    """First and second moments of one layer's input over tokens; accumulates with `update`."""
 
     def __init__(
         self,
@@ -42,12 +43,6 @@ class Moments:
     def settle(self) -> None:
         """End the summing: from here on everything is in float64."""
         self.gram = self.gram.double()
-
-    def merge(self, other: "Moments") -> None:
-        """Add what another accumulator has seen."""
-        self.tokens += other.tokens
-        self.total += other.total
-        self.gram += other.gram
 
     def share(self) -> None:
         """Add what the other processes have seen."""

@@ -13,6 +13,8 @@ from .storage import Stored, cache_bytes_of, stored_after, stored_bytes
 
 SHOWN = ("f16", "q8_0", "q4_0")
 """Formats whose bytes are shown."""
+LOOKED_UP = ("embeddings", "positions")
+"""Parts that no token is multiplied with."""
 OUTSIDE = "outside"
 """The row of what is in no block: embeddings, the output, the last norm."""
 
@@ -41,7 +43,7 @@ def _row(
 ) -> dict[str, Any]:
     heads = [site for site in sites if site.spec.probabilities is not None]
     attended = sum(site.measures(counts[site.key])["queries"] * site.head_dim for site in heads)
-    multiplied = sum(t.entries for t in tensors if len(t.shape) > 1 and t.part != "embeddings")
+    multiplied = sum(t.entries for t in tensors if len(t.shape) > 1 and t.part not in LOOKED_UP)
     return {
         "block": name,
         "units": {site.name: [counts[site.key], site.n_units] for site in sites},

@@ -25,6 +25,8 @@ LENGTH, TOKENS = 512, 8192
 """Tokens in a window, and the most that are measured on."""
 HELD = 10
 """Of the calibration text, one part in so many is held out where no other text is given."""
+LAST_TENTH = "the last tenth of "
+"""Begins the name of what was held out so."""
 TRIALS, CLOSE = 8, 0.005
 """Models pruned at most, and the difference of sparsities below which the search ends."""
 
@@ -92,7 +94,7 @@ def split_off(documents: Sequence[str], name: str) -> tuple[list[str], Held]:
     rest = [document for document in held if document]
     if not rest:
         raise DataError(f"{name}: too short to hold out a tenth of it: give --held-out-text FILE.")
-    return [document for document in kept if document], Held(name=f"the last tenth of {name}", text="\n\n".join(rest))
+    return [document for document in kept if document], Held(name=f"{LAST_TENTH}{name}", text="\n\n".join(rest))
 
 
 def perplexity_on(model: PreTrainedModel, windows: Sequence[Int[Tensor, " length"]], where: str) -> float:

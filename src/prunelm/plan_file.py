@@ -56,6 +56,10 @@ class PlanFile:
         if self.data.get("format") != FORMAT:
             self._say("format", f"format {self.data.get('format')!r} is not known here, this version reads {FORMAT}")
         self.sites = self._section("sites")
+        for key, entry in self.sites.items():
+            why = _malformed(entry)
+            if why:
+                self._say(key, f"{key} {why}")
         self.recipe = self._recipe()
         if not isinstance(self.data.get("asked", {}), dict):
             self._say("asked", "'asked' must be an object")
@@ -178,6 +182,8 @@ class PlanFile:
             if key not in known:
                 self._say(key, f"this model has no site {key!r}. {did_you_mean(key, known)}".strip())
                 continue
+            if _malformed(entry):
+                continue
             why = _wrong(entry, known[key], job, prunable=any(site.key == key for site in job.sites))
             if why:
                 self._say(key, f"{key} {why}")
@@ -203,10 +209,26 @@ class PlanFile:
                     )
 
 
+def _malformed(entry: Any) -> str:
+    """What is wrong with a site's entry whatever the model, or nothing."""
+    if not isinstance(entry, dict):
+        return f'must be an object like {{"keep": 12}}, got {json.dumps(entry)}'
+    for name in ("units", "cost", "keep"):
+        if name in entry and not _is_whole(entry[name]):
+            said = "how many units it keeps" if name == "keep" else f"its {name} as a whole number"
+            return f"must say {said}, got {json.dumps(entry[name])}"
+    named = entry.get("kept")
+    if named is not None and not (isinstance(named, list) and all(map(_is_whole, named))):
+        return "must name its kept units as whole numbers"
+    return ""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _wrong(entry: Any, site: Site, job: Job, *, prunable: bool) -> str:
     """What is wrong with a site's entry, or nothing."""
-    if not isinstance(entry, dict):
-        return f'must be an object like {{"keep": {site.n_units}}}, got {json.dumps(entry)}'
     for name in entry:
         if name not in SITE_FIELDS:
             return f"has an unknown field {name!r}. {did_you_mean(name, SITE_FIELDS)}".strip()
@@ -223,8 +245,6 @@ def _wrong(entry: Any, site: Site, job: Job, *, prunable: bool) -> str:
 
 
 def _wrong_names(named: Any, keep: Any, site: Site) -> str:
-    if not isinstance(named, list) or not all(isinstance(unit, int) and not isinstance(unit, bool) for unit in named):
-        return "must name its kept units as whole numbers"
     outside = [unit for unit in named if not 0 <= unit < site.n_units]
     if outside:
         return f"keeps unit {outside[0]}, but its units are 0 to {site.n_units - 1}"
@@ -239,8 +259,8 @@ def _wrong_names(named: Any, keep: Any, site: Site) -> str:
 
 
 def _wrong_number(keep: Any, site: Site, job: Job, prunable: bool) -> str:
-    if not isinstance(keep, int) or isinstance(keep, bool):
-        return f"must say how many units it keeps, got {json.dumps(keep)}"
+    if keep is None:
+        return "must say how many units it keeps"
     if not 0 <= keep <= site.n_units:
         return f"keeps {keep} of {site.n_units} units"
     if keep == site.n_units and job.budget.legal(site, keep):

@@ -19,9 +19,9 @@ from .recipe import Recipe
 from .sized_pruning import sized_by
 from .workbench import lasting
 from .workflow import default_recipe
-from .workflow.files import recipe_or_default
+from .workflow.files import check_plan_alone, recipe_or_default
 from .workflow.inspecting import planned
-from .workflow.texts import plain, read_batches
+from .workflow.texts import check_reads, plain, read_batches
 from .writing import check_file, writes
 
 
@@ -75,6 +75,7 @@ def plan(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
+    check_plan_alone(edited, recipe, overrides)
     chosen = recipe_or_default(recipe, calibrated, default=default_recipe(looks=text is not None), **overrides)
     if isinstance(limit, MaxPerplexity):
         raise BudgetError("--max-ppl is met by measuring pruned models: prunelm prune does that, a plan cannot.")
@@ -118,7 +119,9 @@ def _looked(
     """
     if recipe.drops_blocks:
         raise BudgetError(f"recipe {recipe.name!r} drops whole blocks, and a plan is of units: use another recipe.")
-    if text is None and recipe.calibration == "text":
+    if text is not None:
+        check_reads(recipe)
+    elif recipe.calibration == "text":
         raise DataError(
             f"recipe {recipe.name!r} decides widths by looking at the model: give --text FILE, or --calibrated FOLDER "
             "of prunelm calibrate."

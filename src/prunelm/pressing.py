@@ -24,7 +24,7 @@ class Pressing:
     """
 
     def __init__(self, shelf: Shelf, dtype: torch.dtype, bench: Workbench, ids: Int[Tensor, "1 token"]) -> None:
-        self.shelf, self.dtype, self.folder, self.ids = shelf, dtype, bench.folder, ids
+        self.shelf, self.dtype, self.folder = shelf, dtype, bench.folder
         self._round_()
         self.proof = BlockStream(shelf.model, [{"input_ids": ids.to(shelf.source.device)}])
         shelf.read_outside_()

@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from .errors import BudgetError
 from .evaluation import evaluate
@@ -23,10 +24,12 @@ def rounded_to(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """A copy of the model whose weights have the values that they have in a file of a format."""
     copied = copy.deepcopy(model)
     tensors = {tensor.name: tensor for tensor in stored_after(copied, find_sites(copied), {})}
+    turning = {f"{path}.weight" for path, module in copied.named_modules() if isinstance(module, Conv1D)}
     with torch.no_grad():
         for path, parameter in copied.named_parameters():
-            tensor = tensors[path]
-            turned = tuple(parameter.shape) != tensor.shape
+            if not parameter.numel():
+                continue
+            tensor, turned = tensors[path], path in turning
             array = (parameter.T if turned else parameter).detach().float().cpu().contiguous().numpy()
             kind = type_of(tensor, name)
             found = torch.from_numpy(gguf.dequantize(gguf.quantize(array, kind), kind).reshape(array.shape).copy())

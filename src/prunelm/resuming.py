@@ -53,7 +53,7 @@ def resume(
             f"{out} exists, and is not what the unfinished work on it has made: move it away, or say --force with the "
             "whole command to replace it."
         )
-    task["recipe"] = Recipe.from_dict(task["recipe"])
+    task["recipe"] = Recipe.from_dict(task["recipe"]) if task.get("plan") is None else None
     if "limit" in task:
         task["limit"] = limit_of(**task["limit"])
     options: dict[str, Any] = {**task, "force": head["force"] or len(sparsities) > 1, "progress": progress}

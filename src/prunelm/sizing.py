@@ -20,6 +20,7 @@ from .loading import TOKENIZER_FILES, Source, skeleton
 from .plan import Counts, Decided, parameters_of
 from .recipe import Recipe
 from .storage import cache_bytes_of, step_of, stored_after, stored_bytes
+from .targets import default_multiple
 
 _HEADER_BYTES = 160
 """What a tensor's name, sizes and padding take in a GGUF file, at most."""
@@ -167,8 +168,10 @@ def _bytes(limit: Fit, source: Source, recipe: Recipe, outlook: Outlook | None) 
     """The least sparsity whose weights, vocabulary and cache fit, by bisection."""
     what, notes = f"--fit {limit.said}", []
     if not recipe.multiple_of and step_of(limit.format) > 1:
-        recipe = replace(recipe, multiple_of=step_of(limit.format))
-        notes = [f"FFN widths are multiples of {recipe.multiple_of}, the blocks of {limit.format}"]
+        step = step_of(limit.format)
+        usual = default_multiple(recipe.targets, sum(p.numel() for p in skeleton(source).parameters()))
+        recipe = replace(recipe, multiple_of=math.lcm(usual, step))
+        notes = [f"FFN widths are multiples of {recipe.multiple_of}: rows of {limit.format} are in blocks of {step}"]
     sizer = Sizer(source, recipe, outlook)
     weigh = Weighing(limit.format, limit.context, overhead_bytes(source))
     least = _check_reach(sizer, limit.bytes, weigh, what, "bytes")

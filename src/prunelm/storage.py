@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import gguf
 from gguf import GGMLQuantizationType
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -38,7 +39,8 @@ _SCALE_BYTES = 4
 class Stored:
     """A parameter as it is stored: rows times columns, the block it is in, and the part that it plays there.
 
-    `part` is `embeddings`, `output`, `value`, `fused` (q, k and v), `down` (out of the FFN) or `other`.
+    `part` is `embeddings`, `positions` (other tables that are looked up), `output`, `value`, `fused` (q, k and v),
+    `down` (out of the FFN) or `other`.
     """
 
     name: str
@@ -111,6 +113,9 @@ def _parts(model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, str]:
         name = names.get(id(getattr(module, "weight", None)))
         if name is not None:
             found.setdefault(name, part)
+    for path, table in model.named_modules():
+        if isinstance(table, nn.Embedding):
+            found.setdefault(f"{path}.weight", "positions")
     return found
 
 

@@ -29,7 +29,7 @@ from .results import versions, write_results
 from .suite.quality import perplexities, windows_scored
 from .tasks import task_of
 from .workbench import Step, Workbench
-from .workflow.texts import calibration_batches
+from .workflow.texts import calibration_batches, check_reads
 from .writing import check_target, writes
 
 FORMAT = 1
@@ -74,6 +74,7 @@ def transfer(
         PruneLMError: one line that says what to do; finished cells stay in `out`.
         ResumeError: `out` has the unfinished work of another run; says what differs.
     """
+    check_reads(recipe)
     known = _read(texts)
     source = find_model(model, **access)
     target = Path(out) if out is not None else None

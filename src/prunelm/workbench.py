@@ -212,6 +212,12 @@ def place_of(out: Path) -> Path:
     return beside(out, WORK)
 
 
+def goes_on(out: str | Path) -> bool:
+    """Whether the next work on `out` goes on with finished steps of an earlier run, or is refused as another."""
+    bench = Workbench(place_of(Path(out)))
+    return (place_of(Path(out)) / HEAD).is_file() and bench.done > 0
+
+
 def unfinished(out: str | Path) -> dict[str, Any]:
     """What was asked of the unfinished work on `out`: its `command`, `task`, `force`, and whether it `stands` by now.
 

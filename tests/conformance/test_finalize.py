@@ -1,6 +1,7 @@
 """Folders that transformers saved again get back what it dropped."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -105,3 +106,15 @@ def test_bad_input(tmp_path, cli):
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     ran = cli("finalize", tmp_path / "gpt2")
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'gpt2'}: nothing was missing\n")
+
+
+@pytest.mark.parametrize("content", [b'{"loader": ', b"\xff\xfe", b"[]", b"{}"])
+def test_a_damaged_plan_of_the_folder_it_is_like_is_named(tmp_path, content):
+    pruned(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "pruning.json").unlink()
+    (tmp_path / "one" / "pruning.json").write_bytes(content)
+    before = (tmp_path / "two" / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"one/pruning\.json"):
+        prunelm.finalize(tmp_path / "two", like=tmp_path / "one")
+    assert (tmp_path / "two" / "config.json").read_bytes() == before

@@ -1019,3 +1019,31 @@ def test_interrupted(
     how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
     assert lines[1:] == [f"error: {how}; nothing was left half-written"], lines
     assert code == 128 + number
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--held-out-text", "nowhere.txt"), "--held-out-text nowhere.txt is what --max-ppl is measured on"),
+        (("--scratch-dtype", "float16"), "--scratch-dtype and --statistics-dtype belong to --stream"),
+        (("--statistics-dtype", "float32"), "belong to --stream, which makes one size"),
+    ],
+)
+def test_nothing_said_of_one_size_is_ignored_for_several(
+    option: tuple[str, str], says: str, refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = ("prune", tiny_folder("llama"), tmp_path / "out", "--sparsity", "0.2,0.4", "--recipe", "l1")
+    refused(*command, *option, says=(says,))
+
+
+def test_nothing_said_of_parts_is_ignored_without_any(
+    refused: Callable[..., str], tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    command = ("evaluate", tiny_folder("llama"), "--text", text_file, "--batch-size", "4", "--limit", "3")
+    refused(*command, says=("--batch-size, --limit: for parts of the suite, and none is asked for",))
+
+
+def test_a_dry_run_is_on_the_device_that_is_named(
+    refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    refused("prune", tiny_folder("llama"), tmp_path / "out", *L1, "--dry-run", "--device", "bogus", says=("bogus",))

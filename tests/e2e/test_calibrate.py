@@ -237,3 +237,20 @@ def test_one_saved_calibration_serves_several_sizes(cli, tiny_folder, text_file,
     assert (ran.code, "leave --journal out" in ran.err) == (1, True)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "0.1", trust_remote_code=True)
     assert model.num_parameters() == plans[0]["parameters"]["after"]
+
+
+def test_steps_read_text_where_nothing_repairs(cli, tiny_folder, text_file, tmp_path):
+    recipe = tmp_path / "stepped.toml"
+    recipe.write_text(
+        'allocator = "uniform"\nreconstruction = "none"\nheld_out = 0.25\nnatural_steps = 2\nmultiple_of = 1\n'
+        'samples = 24\nlength = 32\n[attention]\ncriterion = "wanda-sp"\n[ffn]\ncriterion = "wanda-sp"\n'
+    )
+    made = cli("calibrate", tiny_folder("llama"), tmp_path / "seen", "--recipe", recipe, "--text", text_file)
+    assert made.code == 0, made
+    words = shlex.split(made.out.splitlines()[-1])
+    assert words[-2:] == ["--text", str(text_file)]
+    ran = cli(*(str(tmp_path / "out") if word == "OUT" else word for word in words[1:]))
+    assert ran.code == 0, ran
+    assert any(
+        "natural gradient" in note for note in json.loads((tmp_path / "out" / "pruning.json").read_text())["notes"]
+    )

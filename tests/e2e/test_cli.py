@@ -383,7 +383,7 @@ def test_compare_as_json(
 
 
 def test_compare_as_a_table(cli: Callable[..., Any], uniform: tuple[Path, Any], tiny_folder: Any) -> None:
-    ran = cli("compare", tiny_folder("llama"), uniform[0])
+    ran = cli("compare", tiny_folder("llama"), uniform[0], "--quantized", "")
     assert ran.code == 0, ran
     assert f"{read(uniform[0], 'pruning.json')['parameters']['after']:,}" in ran.out
     assert "perplexity" not in ran.out

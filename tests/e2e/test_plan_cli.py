@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import prunelm
 from prunelm import sized_pruning
 from prunelm.cli import _Interrupted
 from prunelm.commands import console
+from prunelm.errors import RecipeError
+from prunelm.limits import limit_of
 from prunelm.loading import find_model, load_model
+from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
+from prunelm.sizing import sized
 from prunelm.workbench import Workbench
 
 
@@ -121,7 +126,7 @@ def test_every_line_that_cannot_be_used_is_named(
         ([(r'("0.ffn": {.*"keep": )\d+', r"\g<1>0")], "0.ffn keeps 0 units, at least 1 must stay"),
         ([(r'("0.ffn": {.*"keep": )\d+', r"\g<1>true")], "0.ffn must say how many units it keeps, got true"),
         ([(r'("0.ffn": {.*"keep": )\d+', r"\g<1>3")], "and others .*, but a stock config says one number"),
-        ([(r'"0.ffn": {.*}', '"0.ffn": 3')], r'0.ffn must be an object like {"keep": 40}, got 3'),
+        ([(r'"0.ffn": {.*}', '"0.ffn": 3')], r'0.ffn must be an object like {"keep": 12}, got 3'),
         ([(r'"keep"', '"keeps"')], "unknown field 'keeps'. Did you mean 'keep'"),
         ([(r'"0.ffn": {.*}', '"0.ffn": {"kept": [40]}')], "keeps unit 40, but its units are 0 to 39"),
         ([(r'"0.ffn": {.*}', '"0.ffn": {"kept": [4], "keep": 2}')], "keeps 2 units and names 1"),
@@ -491,3 +496,36 @@ def test_what_perplexity_is_measured_on(
     assert "no next token" in refused("--max-ppl", "+5%", *text, model="bert")
     assert "there is no dry run of that" in refused("--max-ppl", "+5%", *text, "--dry-run")
     assert "a plan cannot" not in cli("plan", tiny_folder("llama"), "--sparsity", "0.2", *ONE).err
+
+
+@pytest.mark.parametrize("keep", ['"12"', "1.5", "null"])
+def test_two_plans_of_which_one_makes_no_sense(
+    keep: str, cli: Callable[..., Any], planned: Path, tmp_path: Path
+) -> None:
+    bad = edited(planned, tmp_path / "bad.json", (r'("0.ffn": {.*"keep": )\d+', rf"\g<1>{keep}"))
+    line = error_of(cli("plan", "--diff", planned, bad))
+    assert line.endswith(f"0.ffn must say how many units it keeps, got {keep}.")
+
+
+def test_what_is_said_beside_a_recipe_counts_and_beside_a_plan_is_refused(
+    tiny_folder: Callable[..., Path], planned: Path, tmp_path: Path
+) -> None:
+    model, given = tiny_folder("llama"), Recipe.load("l2", sparsity=0.2)
+    assert prunelm.plan(model, recipe=given, sparsity=0.5).recipe == Recipe.load("l2", sparsity=0.5)
+    with pytest.raises(RecipeError, match="recipe 'l2': unknown key 'nonsense'"):
+        prunelm.plan(model, recipe=given, nonsense=3)
+    beside: list[dict[str, Any]] = [{"sparsity": 0.9}, {"recipe": given}]
+    for said in beside:
+        for run, plan in ((prunelm.prune, "plan"), (prunelm.plan, "edited")):
+            with pytest.raises(RecipeError, match=f"holds its recipe, so {next(iter(said))} cannot be said here"):
+                run(model, tmp_path / "out", **{plan: planned}, **said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_in_blocks_keep_what_the_named_program_likes(tiny_folder: Callable[..., Path]) -> None:
+    source = find_model(tiny_folder("llama", intermediate_size=320))
+    for targets, multiple in ((("transformers",), 32), (("vllm",), 64)):
+        recipe = Recipe.load("l1", sites=("ffn",), targets=targets)
+        found = sized(limit_of(fit="150kB@q4_k_m"), source, recipe)
+        assert found.recipe.multiple_of == multiple
+        assert found.notes[1] == f"FFN widths are multiples of {multiple}: rows of q4_k_m are in blocks of 32"

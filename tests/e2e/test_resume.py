@@ -455,3 +455,22 @@ def test_another_held_out_text_is_other_inputs(cli, tiny_folder, text_file, tmp_
     ran = cli("prune", "--resume", out)
     assert ran.code == 1
     assert "the unfinished work of other inputs: held_out_text was" in ran.err
+
+
+def test_several_sizes_go_on_by_the_same_command(cli, tiny_folder, text_file, tmp_path, snapshots):
+    out = tmp_path / "out"
+    whole = (tiny_folder("llama"), out, "--text", text_file, *SMALL, "--recipe", "obs", "--sparsity", "0.2,0.3")
+    assert cli("prune", *whole).code == 0
+    expected = tree(out)
+    shutil.rmtree(out / "0.3")
+    again = cli("prune", *whole)
+    assert again.code == 1
+    assert f"{out}/0.2 exists" in again.err
+    snapshots[-1].rename(place_of(out))
+    other = cli("prune", *whole, "--seed", "7")
+    assert other.code == 1
+    assert "has the unfinished work of another run: task.recipe.seed was 0 and is 7" in other.err
+    ran = cli("prune", *whole)
+    assert ran.code == 0, ran
+    assert tree(out) == expected
+    assert not place_of(out).exists()

@@ -197,3 +197,11 @@ def test_losses_of_the_dense_model_are_finite_too(
     options: dict[str, Any] = {"recipe": recipe, "length": 32, "max_tokens": 64}
     with pytest.raises(EvaluationError, match="words on words, dense model: 2 of 2 windows gave a non-finite loss"):
         prunelm.transfer(tiny_folder("llama"), texts, **options)
+
+
+def test_a_model_that_writes_its_own_text_hangs_on_none(
+    cli: Callable[..., Any], tiny_folder: Any, texts: list[Path]
+) -> None:
+    ran = cli("transfer", tiny_folder("llama"), *texts, "--sparsity", "0.3", "--recipe", "goa-data-free")
+    assert ran.code == 1
+    assert "text and self-generated calibration exclude each other" in ran.err

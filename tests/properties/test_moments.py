@@ -15,18 +15,14 @@ def _data(rows, channels, seed):
 @given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 99), st.data())
 def test_order_and_chunking_change_nothing(rows, channels, seed, data):
     a = _data(rows, channels, seed)
-    whole, parts, merged = Moments(channels), Moments(channels), Moments(channels)
+    whole, parts = Moments(channels), Moments(channels)
     whole.update(a)
     cut = data.draw(st.integers(1, rows - 1))
     for part in (a[cut:], a[:cut]):
         parts.update(part)
-        single = Moments(channels)
-        single.update(part)
-        merged.merge(single)
-    for other in (parts, merged):
-        assert other.tokens == whole.tokens == rows
-        assert torch.allclose(other.gram, whole.gram, atol=1e-4)
-        assert torch.allclose(other.mean, whole.mean, atol=1e-5)
+    assert parts.tokens == whole.tokens == rows
+    assert torch.allclose(parts.gram, whole.gram, atol=1e-4)
+    assert torch.allclose(parts.mean, whole.mean, atol=1e-5)
 
 
 @given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 99))

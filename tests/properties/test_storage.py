@@ -50,6 +50,12 @@ def test_rows_of_an_outline_add_up():
     assert rows[-1]["flops"] == 2 * 48 * 97
 
 
+def test_tables_that_are_looked_up_multiply_nothing():
+    model = tiny_model("gpt2")
+    *_, outside, _ = outline(model, plan_counts(model, Recipe.load("l1", sparsity=0.3, multiple_of=1)), context=100)
+    assert outside["flops"] == 2 * model.get_output_embeddings().weight.numel()
+
+
 def of(shape, part="other", block=None):
     return Stored(name="w", shape=shape, part=part, block=block, blocks=16)
 

@@ -25,3 +25,12 @@ def test_several_ends_of_a_text_and_no_padding(byte_tokenizer):
     (batch,) = self_generated(model, byte_tokenizer, **SIZES).batches
     assert batch["input_ids"].shape == (2, 16)
     assert not torch.isin(batch["input_ids"][:, 1:], torch.tensor([2, 3])).any()
+
+
+def test_first_tokens_are_of_the_tokenizer(byte_tokenizer, monkeypatch):
+    model, begun = tiny_model("llama", vocab_size=50 * VOCAB_SIZE), []
+    monkeypatch.setattr(type(byte_tokenizer), "bos_token_id", None, raising=False)
+    monkeypatch.setattr(model, "generate", lambda first, **_: begun.append(first.clone()) or first.expand(-1, 16))
+    self_generated(model, byte_tokenizer, samples=32, length=16, seed=0)
+    assert int(begun[0].max()) < len(byte_tokenizer)
+    assert len(begun[0].unique()) > 1

@@ -172,3 +172,14 @@ def test_unfinished_work_that_nobody_goes_on_with_goes(tmp_path):
     expected += ["notes.jsonl", "README.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
     drop_forgotten(tmp_path / "none")
+
+
+def test_a_first_line_that_was_cut_is_written_anew(tmp_path):
+    path = tmp_path / "parts.jsonl"
+    Journal(path, {"seed": 1}).entry(lambda: {"n": 0})
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + b'{"n": 0, "pl')
+    again = Journal(path, {"seed": 1}, after=0.001)
+    time.sleep(0.002)
+    assert [again.entry(lambda n=n: {"n": n}) for n in (3, 4)] == [{"n": 3}, {"n": 4}]
+    read = Journal(path, {"seed": 1}, after=0.001)
+    assert [read.entry(_never) for _ in range(2)] == [{"n": 3}, {"n": 4}]

@@ -62,3 +62,9 @@ def test_speed_is_of_a_prompt_or_of_single_tokens():
 def test_what_cannot_be_read(given, says):
     with pytest.raises(BudgetError, match=says):
         limit_of(**given)
+
+
+@pytest.mark.parametrize("said", [{"params": "9" * 400}, {"fit": "9" * 400 + "GB"}, {"fit": "8GB+" + "9" * 400}])
+def test_numbers_beyond_all_bounds(said):
+    with pytest.raises(BudgetError, match="must be a"):
+        limit_of(**said)

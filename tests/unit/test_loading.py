@@ -20,6 +20,7 @@ from prunelm.loading import (
     DEEPEST,
     Source,
     bytes_on_disk,
+    find_dense,
     find_model,
     load,
     load_model,
@@ -366,3 +367,11 @@ def test_the_tokenizer_of_a_per_block_folder_needs_no_named_class(per_block: Pat
     del named["tokenizer_class"]
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
     assert load_tokenizer(find_model(folder))("abc")["input_ids"]
+
+
+def test_a_dense_model_that_is_not_there_and_was_not_named(tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
+    folder = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "pruned"))
+    for more, says in (({}, "/no/such"), ({"base_model": "first"}, "was made from first")):
+        (folder / "pruning.json").write_text(json.dumps({"format": 1, "loader": "transformers", "widths": {}, **more}))
+        with pytest.raises(CheckpointError, match=says):
+            find_dense("/no/such", find_model(folder))

@@ -1,11 +1,13 @@
 """Weights rounded to a format are those of the file, and pruning is held against quantization at equal bytes."""
 
+import gguf
 import pytest
 import torch
 
 from prunelm.commands.compare import quantized_table
 from prunelm.errors import BudgetError
 from prunelm.quantizing import at_equal_bytes, check_formats, rounded_to
+from prunelm.sites import find_blocks, find_sites, narrow_, weight_of
 from prunelm.storage import PLAIN
 from prunelm.testing import tiny_model
 
@@ -54,3 +56,20 @@ def test_the_command_holds_pruning_against_quantization(cli, tiny_folder, text_f
     assert ran.code == 0, ran
     assert "dense in as many bytes" in ran.out
     assert "1.000" in ran.out
+
+
+def test_rows_of_a_square_layer_are_those_of_the_file():
+    model = tiny_model("gpt2", hidden_size=64, intermediate_size=64, num_attention_heads=4)
+    layer = find_blocks(model)[1][0].attn.c_proj
+    kind = gguf.GGMLQuantizationType.Q4_0
+    rows = layer.weight.detach().T.contiguous().numpy()
+    expected = torch.from_numpy(gguf.dequantize(gguf.quantize(rows, kind), kind)).T
+    assert torch.equal(find_blocks(rounded_to(model, "q4_0"))[1][0].attn.c_proj.weight, expected)
+
+
+@torch.no_grad()
+def test_a_sublayer_without_units_has_nothing_to_round():
+    model = tiny_model("llama")
+    site = next(site for site in find_sites(model) if site.name == "ffn")
+    narrow_(site, torch.arange(0))
+    assert weight_of(find_blocks(rounded_to(model, "q8_0"))[1][0].mlp.down_proj).shape == (48, 0)

@@ -114,3 +114,19 @@ def test_the_commands_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.Monke
     assert (asked[2]["setting"].tasks, asked[2]["setting"].others) == (("one", "two"), ("d.txt",))
     (plain,) = evaluations({"parts": {"memory": parts["speed"]}}, "OUT", "M")
     assert plain == "prunelm evaluate OUT --text ANY_TEXT --parts memory --rounds 2 --out OUT/evaluation.json"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"plan": "my plan.json", "params": "1B"}, "--plan 'my plan.json' --text t.txt"),
+        ({"params": "1B"}, "--params 1B --recipe l2 --text t.txt"),
+        ({"speedup": "1.5@decode"}, "--speedup 1.5@decode --recipe l2 --text t.txt"),
+        ({"max_ppl": "+5%", "text": "the last tenth of t.txt"}, "--max-ppl +5% --recipe l2 --text t.txt"),
+        ({"max_ppl": "9", "text": "h.txt"}, "--max-ppl 9 --held-out-text h.txt --recipe l2 --text t.txt"),
+    ],
+)
+def test_a_budget_is_said_as_it_was(asked: dict[str, str], said: str) -> None:
+    data = json.loads(json.dumps(Recipe.load("l2", sparsity=0.3).to_dict()))
+    pruning = {"recipe": data, "base_model": "M", "calibration": {"criterion": {"source": "t.txt"}}, "asked": asked}
+    assert command(pruning) == (f"prunelm prune M OUT {said}", False)

@@ -103,3 +103,11 @@ def test_an_interrupted_run_goes_on_with_the_size_it_was_begun_with(clocked, tin
     assert again == first
     assert first.decided is not None
     assert as_before(Workbench(), lambda: first) == first
+
+
+def test_times_of_another_data_type_are_kept_apart(clocked, tiny_folder, monkeypatch):
+    recipe = Recipe.load("l1", multiple_of=1)
+    names = {of(tiny_folder, 1.3, recipe)[1].asked["layer_times"]}
+    monkeypatch.setattr(layer_times, "_dtype", lambda _source: torch.bfloat16)
+    names.add(of(tiny_folder, 1.3, recipe)[1].asked["layer_times"])
+    assert len(names) == 2

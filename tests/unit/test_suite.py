@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import pseudo_english
 from prunelm.doubts import notes
 from prunelm.errors import CalibrationError, DataError, EvaluationError, PruneLMError
 from prunelm.loading import find_model, load_model, load_tokenizer
-from prunelm.suite import Setting, parts
+from prunelm.suite import Setting, open_subject, parts
 from prunelm.suite.measuring import measure
 from prunelm.suite.summary import summary
 
@@ -707,3 +708,22 @@ def test_all_parts_fit_and_are_shown(pair: tuple[Path, Path], text: Path) -> Non
     assert all(row[1] == "" for row in summary(alone))
     assert load_tokenizer(find_model(pair[0])) is not None
     assert issubclass(CalibrationError, PruneLMError)
+
+
+def test_all_that_is_scored_by_position_is_looked_for_in_the_calibration(pair: tuple[Path, Path], text: Path) -> None:
+    setting = Setting(length=LENGTH, max_tokens=7 * LENGTH)
+    subject = open_subject(find_model(pair[0]), None, text, setting)
+    read = {name: "".join(parts()[name].reads(subject, setting)) for name in ("quality", "positions")}
+    assert len(read["quality"]) == 7 * LENGTH
+    assert len(read["positions"]) == 4 * LENGTH
+
+
+def test_memory_is_measured_with_what_was_allowed(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    load_model(find_model(pair[0])).save_pretrained(folder)
+    load_tokenizer(find_model(pair[0])).save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    found = measure(folder, text, parts=("memory",), setting=Setting(**QUICK), allow_pickle=True)
+    assert found["parts"]["memory"]["results"]["model"]["used"] > 0

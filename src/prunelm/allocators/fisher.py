@@ -13,7 +13,8 @@ def fisher(sites: Sequence[Site], budget: Budget, curvature: Measured) -> tuple[
     """The widths with the least summed 1/2 error x tr(G W C W^T), attention and FFN together, by an exact knapsack.
 
     To second order that is the divergence of the output: G from labels that the model draws, C the second moment of
-    the consumer's input, error the site's error curve. Cheap, blind to how sites act together: a start for descent.
+    the consumer's input (covariance where it has a bias), error the site's error curve. Cheap, blind to how sites act
+    together: a start for descent.
 
     Raises:
         BudgetError: the sites cannot lose that much; says how much they can.

@@ -65,7 +65,7 @@ def compare(
             return
         for table in fitting_tables(rows):
             out.print(table, soft_wrap=False)
-        if quantized is not None:
+        if words(quantized):
             out.print(quantized_table(rows), soft_wrap=False)
 
 

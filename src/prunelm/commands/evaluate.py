@@ -83,6 +83,7 @@ def evaluate(
             raise RecipeError("--stream measures quality alone: leave --parts, --out, --tasks and --others out")
         _evaluate_parts(model, text, parts, out_file, suite.setting(**sizes), as_json, options)
         return
+    _check_no_parts(suite)
     with ExitStack() as printed:
         with quiet(), progress_bars() as progress:
             found = run(model, text, stream=stream, progress=progress, until=printed, **sizes, **options)
@@ -96,6 +97,16 @@ def evaluate(
         for name in ("tokens", "sequences", "length", "tokenizer", "text"):
             table.add_row(name, f"{found.facts.get(name)}")
         out.print(table, soft_wrap=False)
+
+
+def _check_no_parts(suite: Suite) -> None:
+    """Raise if something is said of parts, and no part is asked for."""
+    from ..errors import EvaluationError
+
+    said = [name for name, value in vars(Suite()).items() if getattr(suite, name) != value]
+    if said:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+        raise EvaluationError(f"{named}: for parts of the suite, and none is asked for: say --parts quality, or all")
 
 
 def _evaluate_parts(

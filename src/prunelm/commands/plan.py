@@ -117,7 +117,8 @@ def plan(
     with ExitStack() as printed:
         with quiet(), progress_bars() as progress:
             options = {"edited": size.edited, "limit": limit, "context": context, "force": force, "progress": progress}
-            found = run(model, out_file, recipe=chosen, until=printed, **options, **looking)
+            options["recipe"] = chosen if size.edited is None else None
+            found = run(model, out_file, until=printed, **options, **looking)
         if as_json:
             print_json({**vars(found), "recipe": found.recipe.to_dict()})
             return

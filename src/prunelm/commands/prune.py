@@ -221,7 +221,8 @@ def prune(
     chosen = recipe_asked(inputs.recipe, size.plan_file, **asked)
     if dry_run:
         with quiet():
-            rows = _dry_runs(model, _sizes(chosen, shares), plan=size.plan_file, limit=limit, **vars(access))
+            how = {"plan": size.plan_file, "limit": limit, "device": computing.device, **vars(access)}
+            rows = _dry_runs(model, _sizes(chosen, shares), **how)
         _show_plans(rows, as_json)
         return
     budget = shares if len(shares) > 1 else size.sparsity and shares[0]
@@ -232,7 +233,7 @@ def prune(
     options: dict[str, Any] = {"text": inputs.text, "calibrated": inputs.calibrated, "journal": inputs.journal}
     options |= {"force": force, **vars(computing), **vars(access)}
     if len(shares) > 1:
-        _check_several(streamed)
+        _check_several(streamed, size.held_out_text)
         one = {}
     told: list[str] = []
 
@@ -241,7 +242,8 @@ def prune(
         tell(notes)
 
     with quiet(), progress_bars() as progress, exactly(options.pop("deterministic")):
-        options |= {"recipe": chosen, "announce": announce, "progress": progress, **one}
+        options |= {"announce": announce, "progress": progress, **one}
+        options["recipe"] = chosen if size.plan_file is None else None
         reports = _pruned(model, out_folder, shares, options)
     show_reports(reports, as_json, told)
 
@@ -263,12 +265,16 @@ def _sizes(chosen: Any, shares: Sequence[float]) -> list[Any]:
     return [replace(chosen, sparsity=share) for share in shares] or [chosen]
 
 
-def _check_several(streamed: Streamed) -> None:
+def _check_several(streamed: Streamed, held_out_text: Path | None) -> None:
     """Raise if something is asked for that several sizes at once do not go with."""
     from ..errors import RecipeError
 
     if streamed.stream:
         raise RecipeError("--stream makes one size at a time: give one sparsity")
+    if streamed != Streamed():
+        raise RecipeError("--scratch, --scratch-dtype and --statistics-dtype belong to --stream, which makes one size")
+    if held_out_text is not None:
+        raise RecipeError(f"--held-out-text {held_out_text} is what --max-ppl is measured on, and none is given")
 
 
 def _pruned(model: str, out_folder: Path, shares: Sequence[float], options: dict[str, Any]) -> dict[Path, Any]:

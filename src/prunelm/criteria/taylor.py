@@ -27,7 +27,8 @@ def taylor(site: Site, statistics: Statistics, *, form: str = "first") -> Float[
     - `second`: sum_{w in c} w^2 F, F = E[g^2] over sequences, the diagonal Fisher information;
     - `mixed`: sum_{w in c} |w g - 1/2 w^2 F|.
 
-    Always `vector` <= `first`. Gradients are those of the dense model's next-token loss, one backward pass a sequence.
+    Always `vector` <= `first`. Gradients are those of the recipe's loss at the dense model, one backward pass a
+    sequence.
 
     Source: LLM-Pruner (arXiv 2305.11627), as in its code: vectorize, param_first, param_second, param_mix.
     Differs: whole heads are summed over all their channels in every coupled matrix; calibration is any text.

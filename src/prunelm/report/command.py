@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import PruneLMError
+from ..perplexity_limit import LAST_TENTH
 from ..recipe import Recipe
 from ..suite import Setting
 
@@ -20,6 +21,8 @@ FLAGS = {
 """Fields of a recipe that have an option of `prunelm prune`, with a value."""
 SWITCHES = {"bias": ("--bias", "--no-bias"), "gradient_checkpointing": ("--gradient-checkpointing", "")}
 SAVED = "recipe.toml"
+LIMITS = ("params", "fit", "max_ppl", "speedup")
+"""Budgets in other units, by their names in pruning.json, as options have them."""
 
 
 def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
@@ -32,11 +35,26 @@ def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
         text = ["--text", shlex.quote(source)]
     compute = pruning.get("compute_dtype")
     text += ["--compute-dtype", compute] if compute else []
+    asked = pruning.get("asked", {})
+    if "plan" in asked:
+        read = [word for word in text if word != "--self-generated"]  # a plan holds its recipe, which says that
+        return " ".join([*words, "--plan", shlex.quote(asked["plan"]), *read]), False
     options = _options(recipe)
-    named = ["--sparsity", repr(recipe["sparsity"]), "--recipe"]
+    named = [*_size(recipe, asked), "--recipe"]
     if options is None:
         return " ".join([*words, *named, SAVED, *text]), True
     return " ".join([*words, *named, shlex.quote(recipe["name"]), *text, *options]), False
+
+
+def _size(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """The budget as it was said: in other units where there are some, which found the recipe's sparsity."""
+    limit = next((name for name in LIMITS if name in asked), None)
+    if limit is None:
+        return ["--sparsity", repr(recipe["sparsity"])]
+    words = [f"--{limit.replace('_', '-')}", shlex.quote(asked[limit])]
+    if limit == "max_ppl" and not asked["text"].startswith(LAST_TENTH):
+        words += ["--held-out-text", shlex.quote(asked["text"])]
+    return words
 
 
 def _options(recipe: Mapping[str, Any]) -> list[str] | None:

@@ -152,8 +152,8 @@ def _missing(one: Gathered) -> Iterator[tuple[list[str], str]]:
         yield said, f"{command} --parts {','.join(plain)} --out {file}"
     for part in (part for part in extra if part in due):
         yield [f"{part}: {due[part].summary}"], f"{command} {extra[part]} --out {file}"
-    if one.transfer is None and one.task == "causal":
-        recipe = one.pruning["recipe"]
+    recipe = one.pruning["recipe"]
+    if one.transfer is None and one.task == "causal" and recipe.get("calibration") != "self-generated":
         yield (
             ["transfer: calibrated on one text, tested on another"],
             f"prunelm transfer {base} TEXT_A TEXT_B --recipe {recipe['name']} --sparsity {recipe['sparsity']:g} "
@@ -322,7 +322,7 @@ def _family(found: Sequence[Gathered]) -> Iterator[tuple[str, figures.Spec, str]
         for one in found
         for row in figures.site_rows(one.pruning["sites"])
     ]
-    if len(found) > 1 and len({frozenset(one.pruning["sites"]) for one in found}) == 1:
+    if rows and len(found) > 1 and len({frozenset(one.pruning["sites"]) for one in found}) == 1:
         yield "What stays, block by block", figures.family(rows), "The largest model is at the top."
 
 

@@ -104,7 +104,7 @@ def _text_parts() -> dict[str, Part]:
     from .growing import Growing, join_texts
     from .noise import noise
     from .passages import all_read, masked_read, windows_read
-    from .positions import positions
+    from .positions import positions, positions_read
     from .pseudo import pseudo_perplexity
     from .quality import quality
     from .shift import shift
@@ -120,7 +120,7 @@ def _text_parts() -> dict[str, Part]:
         "positions": Part(
             summary="perplexity by position in long windows: 4 x length, as far as model and text reach",
             measure=positions,
-            reads=windows_read,
+            reads=positions_read,
             kinds=CAUSAL,
             settings=WINDOWS,
         ),
@@ -129,7 +129,7 @@ def _text_parts() -> dict[str, Part]:
             measure=pseudo_perplexity,
             reads=masked_read,
             kinds=frozenset({"masked"}),
-            settings=("length", "pseudo_tokens", "batch_size", "dtype"),
+            settings=("length", "pseudo_tokens", "seed", "dtype"),
         ),
         "generation": Part(
             summary="greedy continuations beside those of dense, and where they part",

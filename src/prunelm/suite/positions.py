@@ -8,6 +8,7 @@ from ..journal import Journal
 from ..progress import Progress
 from ..scoring import perplexity_by_position
 from . import Setting, Subject
+from .passages import scored_texts
 from .quality import scored
 
 FACTOR = 4
@@ -22,10 +23,7 @@ def positions(subject: Subject, setting: Setting, journal: Journal, progress: Pr
         DataError: the text does not fill one window.
         EvaluationError: losses are not finite.
     """
-    text = JOIN.join(read_documents(subject.text))
-    there = len(token_ids(text, subject.tokenizer)[: setting.max_tokens]) + len(prefix_ids(subject.tokenizer))
-    limit = getattr(subject.model.config, "max_position_embeddings", None) or there
-    length = max(setting.length, min(FACTOR * setting.length, limit, there))
+    text, length = _long(subject, setting)
     windows = text_windows(text, str(subject.text), subject.model, subject.tokenizer, length, setting.max_tokens)
     records = scored(subject, windows, setting, journal, progress, "positions")
     facts = describe([{"input_ids": w[None]} for w in windows], subject.tokenizer, text=subject.text.name)
@@ -33,3 +31,18 @@ def positions(subject: Subject, setting: Setting, journal: Journal, progress: Pr
     if subject.dense is not None:
         found["dense"] = perplexity_by_position([r["dense"] for r in records])
     return found
+
+
+def positions_read(subject: Subject, setting: Setting) -> list[str]:
+    """The text that the part scores."""
+    _, length = _long(subject, setting)
+    sizes: dict[str, Any] = {"length": length, "max_tokens": setting.max_tokens}
+    return scored_texts(subject.model, subject.tokenizer, subject.text, **sizes)
+
+
+def _long(subject: Subject, setting: Setting) -> tuple[str, int]:
+    """The text, and the length of its windows."""
+    text = JOIN.join(read_documents(subject.text))
+    there = len(token_ids(text, subject.tokenizer)[: setting.max_tokens]) + len(prefix_ids(subject.tokenizer))
+    limit = getattr(subject.model.config, "max_position_embeddings", None) or there
+    return text, max(setting.length, min(FACTOR * setting.length, limit, there))

@@ -92,15 +92,20 @@ def memory(subject: Subject, setting: Setting, journal: Journal, progress: Progr
         place = source.folder / source.gguf if source.gguf else source.folder
         found[name] = journal.entry(
             functools.partial(
-                _peak, str(place), setting.dtype, str(source.device), trust_remote_code=source.trust_remote_code
+                _peak,
+                str(place),
+                setting.dtype,
+                str(source.device),
+                trust_remote_code=source.trust_remote_code,
+                allow_pickle=source.allow_pickle,
             )
         )
     progress("measuring memory", len(subject.sources), len(subject.sources))
     return found
 
 
-def _peak(model: str, dtype: str, device: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    words = [model, dtype, device, *(["--trust-remote-code"] if trust_remote_code else [])]
+def _peak(model: str, dtype: str, device: str, **access: bool) -> dict[str, Any]:
+    words = [model, dtype, device, *(f"--{name.replace('_', '-')}" for name, allowed in access.items() if allowed)]
     run = subprocess.run([sys.executable, "-m", "prunelm.footprint", *words], capture_output=True, text=True)
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,6 +1,6 @@
 """The files of a run: where the model comes from, what it is calibrated on, how it is written."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..workbench import Workbench, lasting
 from ..writing import check_target
 from . import DEFAULT_RECIPE
 from .inspecting import planned
-from .texts import calibration_batches, plain, read_text
+from .texts import calibration_batches, check_reads, plain, read_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Announce = Callable[[Sequence[str]], None]
@@ -68,6 +68,17 @@ def recipe_or_default(
     if recipe is None and calibrated is not None:
         return calibrated_recipe(calibrated, **overrides)
     return Recipe.load(recipe or default, **overrides)
+
+
+def check_plan_alone(plan: str | Path | None, recipe: object, overrides: Mapping[str, Any]) -> None:
+    """Raise if a recipe, or something of one, is said beside a plan, which holds its own.
+
+    Raises:
+        RecipeError: names what was said.
+    """
+    said = [*(["recipe"] if recipe is not None else []), *(name for name, v in overrides.items() if v is not None)]
+    if plan is not None and said:
+        raise RecipeError(f"{plan} holds its recipe, so {', '.join(said)} cannot be said here: edit it there.")
 
 
 def dtype_named(name: str, what: str) -> torch.dtype:
@@ -184,8 +195,8 @@ def files_of_run(
     """The files of a run, checked before any weight is read: the recipe's text, the targets, the budgets, the disk."""
     chosen = sizes[0]
     reads = chosen.reads_text and not (seen and not chosen.reads_pruned)
-    if text is not None and chosen.calibration == "self-generated":
-        raise DataError("--text and self-generated calibration exclude each other: this recipe writes its own text")
+    if text is not None:
+        check_reads(chosen)
     if text is None and reads and chosen.calibration == "text":
         raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE, or --self-generated")
     for folder in folders:

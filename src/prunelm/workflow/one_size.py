@@ -26,6 +26,7 @@ from .files import (
     Announce,
     Files,
     check_no_hidden,
+    check_plan_alone,
     dtype_named,
     files_of_run,
     journal_of,
@@ -96,6 +97,7 @@ def prune(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
+    check_plan_alone(plan, recipe, overrides)
     chosen = recipe_or_default(recipe, calibrated, **overrides)
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     check_target(out, force=force)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..distributed import is_writer, shared_by
+from ..distributed import agreed_data, is_writer, shared_by
 from ..errors import BudgetError
 from ..family import prune_family
 from ..memory import smaller_batches, within_memory
 from ..progress import Progress, silent
 from ..pruning import Report
 from ..recipe import Recipe
-from ..workbench import workbench
+from ..workbench import goes_on, workbench
 from ..writing import check_target, writes
 from .files import Announce, check_no_hidden, files_of_run, journal_of, recipe_or_default, seen_before, silently
 
@@ -54,7 +54,9 @@ def prune_sizes(
     _check_apart(folders)
     check_target(out, force=True)
     seen = calibrated is not None
-    files = files_of_run(model, sizes, folders, text, dtype, force, access, compute_dtype, seen=seen)
+    # The folders that an interrupted run has finished are its own, and are written again.
+    again = force or agreed_data(goes_on(out) if is_writer() else False)
+    files = files_of_run(model, sizes, folders, text, dtype, again, access, compute_dtype, seen=seen)
     announce(files.notes)
     outlook = seen_before(calibrated, files, chosen, journal)
     reports: dict[Path, Report] = {}

@@ -19,6 +19,16 @@ from ..tasks import task_of
 from ..workbench import Step, Workbench
 
 
+def check_reads(recipe: Recipe) -> None:
+    """Raise if the model writes its calibration text itself, and a text is given.
+
+    Raises:
+        DataError: says so.
+    """
+    if recipe.calibration == "self-generated":
+        raise DataError("text and self-generated calibration exclude each other: this recipe writes its own text")
+
+
 def read_text(text: str | Path, recipe: Recipe) -> tuple[list[str], list[int] | None]:
     """The documents of a text, with their labels where the recipe's loss reads some."""
     if recipe.loss != "task":
