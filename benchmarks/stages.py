@@ -26,7 +26,8 @@ class Stages:
     _since: float = field(default_factory=time.process_time)
 
     def __call__(self, stage: str, _done: int, _total: int) -> None:
-        """As progress is called."""
+        """As progress is called; what a stage says of itself in parentheses does not make it another."""
+        stage = stage.partition(" (")[0]
         if stage != self._now:
             self.end()
             self._now = stage

@@ -74,7 +74,7 @@ def transfer(
         PruneLMError: one line that says what to do; finished cells stay in `out`.
         ResumeError: `out` has the unfinished work of another run; says what differs.
     """
-    check_reads(recipe)
+    check_reads(recipe, "texts")
     known = _read(texts)
     source = find_model(model, **access)
     target = Path(out) if out is not None else None

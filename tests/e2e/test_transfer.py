@@ -204,4 +204,4 @@ def test_a_model_that_writes_its_own_text_hangs_on_none(
 ) -> None:
     ran = cli("transfer", tiny_folder("llama"), *texts, "--sparsity", "0.3", "--recipe", "goa-data-free")
     assert ran.code == 1
-    assert "text and self-generated calibration exclude each other" in ran.err
+    assert "texts and self-generated calibration exclude each other" in ran.err

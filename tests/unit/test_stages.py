@@ -13,7 +13,7 @@ def _work(seconds):
 def test_every_stage_has_what_was_spent_until_the_next():
     stages = Stages()
     _work(0.02)
-    for stage, seconds in (("surveying", 0.0), ("surveying", 0.04), ("searching", 0.06), ("pruning", 0.0)):
+    for stage, seconds in (("surveying", 0.04), ("searching (2)", 0.03), ("searching", 0.03), ("pruning", 0.0)):
         stages(stage, 0, 1)
         _work(seconds)
     stages.end()

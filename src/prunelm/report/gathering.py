@@ -26,7 +26,6 @@ class Gathered:
     """
 
     name: str
-    folder: Path
     pruning: dict[str, Any]
     curves: dict[str, Any] | None
     evaluation: dict[str, Any] | None
@@ -79,7 +78,6 @@ def _one(folder: Path, name: str) -> Gathered:
         found[file] = None if said is not None else data
     return Gathered(
         name=name,
-        folder=folder,
         pruning=pruning,
         curves=found[CURVES],
         evaluation=found[EVALUATION],

@@ -19,14 +19,14 @@ from ..tasks import task_of
 from ..workbench import Step, Workbench
 
 
-def check_reads(recipe: Recipe) -> None:
-    """Raise if the model writes its calibration text itself, and a text is given.
+def check_reads(recipe: Recipe, given: str = "--text") -> None:
+    """Raise if the model writes its calibration text itself, and some is given, by that name.
 
     Raises:
         DataError: says so.
     """
     if recipe.calibration == "self-generated":
-        raise DataError("text and self-generated calibration exclude each other: this recipe writes its own text")
+        raise DataError(f"{given} and self-generated calibration exclude each other: this recipe writes its own text")
 
 
 def read_text(text: str | Path, recipe: Recipe) -> tuple[list[str], list[int] | None]:
