@@ -75,7 +75,7 @@ def plan(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
-    check_plan_alone(edited, recipe, overrides)
+    check_plan_alone(edited, {"recipe": recipe, **overrides})
     chosen = recipe_or_default(recipe, calibrated, default=default_recipe(looks=text is not None), **overrides)
     if isinstance(limit, MaxPerplexity):
         raise BudgetError("--max-ppl is met by measuring pruned models: prunelm prune does that, a plan cannot.")

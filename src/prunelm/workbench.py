@@ -252,7 +252,7 @@ def _begun(bench: Workbench, out: Path, task: Mapping[str, Any], command: str, f
     assert bench.folder is not None
     path = bench.folder / HEAD
     asked = json.loads(json.dumps({"command": command, "task": task, **_made_with()}))
-    if path.is_file() and bench.done and not (force and _is_damaged(path)):
+    if goes_on(out) and not (force and _is_damaged(path)):
         there = _read(path)
         differ = differences({name: there.get(name) for name in asked}, asked)
         if not differ:

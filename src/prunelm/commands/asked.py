@@ -67,15 +67,12 @@ def recipe_asked(
     cannot be looked at first (`looks`), or the allocator or attention's share is named.
     """
     from ..calibration import calibrated_recipe
-    from ..errors import RecipeError
     from ..recipe import Recipe
+    from ..workflow.files import check_plan_alone
 
     overrides |= {name: words(overrides[name]) or None for name in ("targets", "sites")}
     said = {"recipe": name, **overrides, "uniform": uniform or None}
-    replaced = [_option(field, value) for field, value in said.items() if value is not None]
-    if plan_file is not None and replaced:
-        named = ", ".join(replaced)
-        raise RecipeError(f"{plan_file} holds its recipe, so {named} cannot be said here: edit it there.")
+    check_plan_alone(plan_file, {_option(field, value): value for field, value in said.items()})
     if name is None and calibrated is not None and plan_file is None:
         chosen = calibrated_recipe(calibrated, **overrides)
         tell([f"recipe {chosen.name}, with which {calibrated} was made"])

@@ -70,15 +70,15 @@ def recipe_or_default(
     return Recipe.load(recipe or default, **overrides)
 
 
-def check_plan_alone(plan: str | Path | None, recipe: object, overrides: Mapping[str, Any]) -> None:
-    """Raise if a recipe, or something of one, is said beside a plan, which holds its own.
+def check_plan_alone(plan: str | Path | None, said: Mapping[str, Any]) -> None:
+    """Raise if a recipe, or something of one, is said beside a plan, which holds its own; None says nothing.
 
     Raises:
         RecipeError: names what was said.
     """
-    said = [*(["recipe"] if recipe is not None else []), *(name for name, v in overrides.items() if v is not None)]
-    if plan is not None and said:
-        raise RecipeError(f"{plan} holds its recipe, so {', '.join(said)} cannot be said here: edit it there.")
+    named = ", ".join(name for name, value in said.items() if value is not None)
+    if plan is not None and named:
+        raise RecipeError(f"{plan} holds its recipe, so {named} cannot be said here: edit it there.")
 
 
 def dtype_named(name: str, what: str) -> torch.dtype:

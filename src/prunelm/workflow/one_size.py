@@ -97,7 +97,7 @@ def prune(
     Raises:
         PruneLMError: one line that says what to do; nothing was written.
     """
-    check_plan_alone(plan, recipe, overrides)
+    check_plan_alone(plan, {"recipe": recipe, **overrides})
     chosen = recipe_or_default(recipe, calibrated, **overrides)
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     check_target(out, force=force)
