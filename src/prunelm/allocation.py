@@ -56,11 +56,11 @@ class Outlook:
             found.setdefault(key, {})["price"] = price
         return found
 
-    def measured(self, needs: str, job: Job) -> dict[str, Float[Tensor, " number"]]:
+    def measured(self, needs: str, job: Job, recipe: Recipe) -> dict[str, Float[Tensor, " number"]]:
         """What an allocator reads: by the prices of the search where there was one, else what the survey measured."""
         if not self.prices:
-            return self.survey.measured(needs, job.sites, job.budget)
-        curves = self.survey.measured("curves", job.sites, job.budget)
+            return self.survey.measured(needs, job.sites, job.budget, recipe)
+        curves = self.survey.measured("curves", job.sites, job.budget, recipe)
         return {key: self.prices[key] * curve for key, curve in curves.items()}
 
 
@@ -175,7 +175,7 @@ def _searched(
     """The best plan that a search finds: of those with equal widths, or by descent from the allocator's own."""
     needs = ALLOCATORS[recipe.allocator].needs
     assert needs is not None
-    measured = found.measured(needs, job.sites, job.budget)
+    measured = found.measured(needs, job.sites, job.budget, recipe)
     with Rehearsal(job.sites, found.scores, found.moments, repair_of(recipe), recipe.ridge) as rehearsal:
 
         def judge(counts: Mapping[str, int]) -> float:
@@ -234,7 +234,7 @@ def allocated(job: Job, recipe: Recipe, outlook: Outlook) -> Job:
         notes.append(f"that search was for another size: widths here are by {how}")
     wanted = ALLOCATORS[recipe.allocator].needs
     assert wanted is not None
-    return decide(replace(job, notes=notes), recipe, outlook.measured(wanted, job))
+    return decide(replace(job, notes=notes), recipe, outlook.measured(wanted, job, recipe))
 
 
 def _serves(found: Found, job: Job) -> bool:

@@ -19,7 +19,7 @@ from .plan import top_units
 from .progress import Progress, silent
 from .reading import Reading
 from .recipe import Recipe, Scoring
-from .survey import score
+from .survey import Survey, score
 from .workbench import Workbench
 
 DERIVED = frozenset({"fisher", "gates", "gradients", "importance"})
@@ -48,7 +48,7 @@ def with_fusion(
     kinds = [name for name in recipe.sites if recipe.scoring(name).options.get("fusion") == "searched"]
     if not kinds:
         return recipe, []
-    if ALLOCATORS[recipe.allocator].needs not in (None, "scores") or recipe.policy is not None:
+    if ALLOCATORS[recipe.allocator].needs not in (None, "scores", "standardised") or recipe.policy is not None:
         raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
     _check_others(recipe, job)
     judge = objective(
@@ -103,7 +103,10 @@ def _loss_of(
     model: PreTrainedModel, mask: Mask, job: Job, recipe: Recipe, derivatives: Derivatives, judge: Objective
 ) -> float:
     """The loss of the plan that a recipe makes."""
-    scores = {site.key: score(site, Observed(), None, derivatives, recipe) for site in job.sites}
-    counts = job.counts or ALLOCATORS[recipe.allocator](job.sites, job.budget, scores)[0]
-    kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in job.sites}
+    found = Survey(scores={site.key: score(site, Observed(), None, derivatives, recipe) for site in job.sites})
+    chosen, counts = ALLOCATORS[recipe.allocator], job.counts
+    if counts is None:
+        assert chosen.needs is not None
+        counts, _ = chosen(job.sites, job.budget, found.measured(chosen.needs, job.sites, job.budget, recipe))
+    kept = {s.key: top_units(found.scores[s.key], counts[s.key], s.strata) for s in job.sites}
     return judge.judged(model, mask, lambda: mask.keep(kept))

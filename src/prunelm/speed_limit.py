@@ -103,14 +103,14 @@ def _by_damage(sizer: Sizer, outlook: Outlook, times: Times, wanted: float) -> T
     """The knapsack of the recipe's allocator in microseconds in place of parameters."""
     job = sizer.whole.job
     needs = ALLOCATORS[sizer.recipe.allocator].needs
-    if needs is None or needs == "scores":
+    if needs is None or needs in ("scores", "standardised"):
         return least_trial(sizer, lambda trial: _saved(times, trial.job.sites, trial.counts) >= wanted)
     budget = replace(job.budget, target=max(1, round(wanted * MICRO)))
     sizes = {
         site.key: [round(saved_seconds(times, site, site.n_units - o) * MICRO) for o in budget.options(site)]
         for site in job.sites
     }
-    counts, _ = knapsack(job.sites, budget, outlook.measured(needs, job), sizes)
+    counts, _ = knapsack(job.sites, budget, outlook.measured(needs, job, sizer.recipe), sizes)
     chosen = with_counts(job, counts)
     return replace(sizer.whole, recipe=sizer.recipe_at(chosen.budget.target), job=chosen)
 

@@ -74,10 +74,14 @@ class Survey:
         self.prices.update({key: [(int(o), float(kl)) for o, kl in of] for key, of in step.facts["prices"].items()})
         self.curvatures.update(step.facts["curvatures"])
 
-    def measured(self, needs: str, sites: Sequence[Site], budget: Budget) -> dict[str, Float[Tensor, " number"]]:
-        """What an allocator asked for: `scores`, or at the budget's options `curves`, `damage` or `curvature`."""
+    def measured(
+        self, needs: str, sites: Sequence[Site], budget: Budget, recipe: Recipe
+    ) -> dict[str, Float[Tensor, " number"]]:
+        """What an allocator asked for: `scores`, `standardised`, or at the budget's options one of the others."""
         if needs == "scores":
             return dict(self.scores)
+        if needs == "standardised":
+            return {site.key: standardised(site, self.scores[site.key], recipe) for site in sites}
         options = {site.key: budget.options(site) for site in sites}
         if needs == "curves":
             return {key: self.curves[key][mine] for key, mine in options.items()}
@@ -218,6 +222,14 @@ def curve_of(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Floa
     if not CRITERIA[recipe.scoring(site.name).criterion].curve:
         ordered = ordered.clamp_min(0).cumsum(0) / ordered.clamp_min(0).sum().clamp_min(1e-300)
     return torch.cat([ordered.new_zeros(1), ordered])
+
+
+def standardised(site: Site, scores: Float[Tensor, " unit"], recipe: Recipe) -> Float[Tensor, " unit"]:
+    """(score - mean) / std within a site; score - mean where the criterion divides by a standard deviation itself."""
+    centred = scores.double() - scores.double().mean()
+    if CRITERIA[recipe.scoring(site.name).criterion].standard:
+        return centred
+    return centred / centred.std(correction=0).clamp_min(1e-12)
 
 
 def _curvature(site: Site, fisher: Float[Tensor, "out out"], moments: Moments) -> float:

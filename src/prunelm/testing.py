@@ -388,9 +388,10 @@ def made_up_measurements(
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for site in sites:
-        size = site.n_units if needs == "scores" else len(budget.options(site))
+        whole = needs in ("scores", "standardised")
+        size = site.n_units if whole else len(budget.options(site))
         numbers = torch.rand(size, generator=generator, dtype=torch.float64)
-        if needs != "scores":
+        if not whole:
             numbers[0] = 0
             numbers = numbers.cumsum(0)
         found[site.key] = numbers

@@ -10,7 +10,7 @@ from ..plan import Budget, Counts
 from ..registry import Registry
 from ..sites import Site
 
-MEASURES = ("scores", "curves", "damage", "curvature")
+MEASURES = ("scores", "standardised", "curves", "damage", "curvature")
 Allocate = Callable[..., tuple[Counts, int]]
 Measured = Mapping[str, Float[Tensor, " number"]]
 
@@ -19,7 +19,8 @@ Measured = Mapping[str, Float[Tensor, " number"]]
 class Allocator:
     """A registered division of the budget, and what must have been measured on the dense model for it.
 
-    `needs`: None (sizes only); `scores`, one per unit of a site; `curves`, the relative error of the module with each
+    `needs`: None (sizes only); `scores`, one per unit of a site; `standardised`, these less their mean and in standard
+    deviations of the site; `curves`, the relative error of the module with each
     of its `budget.options(site)` removed; `damage`, the price of the same in divergence at the model's output, measured
     by forward passes; or `curvature`, that price to second order, by the Fisher matrix of one backward pass.
     `even`: widths are the same in every block, as plain loaders want them.
@@ -43,7 +44,7 @@ def allocator(name: str, *, needs: str | None = None, even: bool = False) -> Cal
 
     Args:
         name: what recipes call it.
-        needs: None, `scores`, `curves`, `damage` or `curvature`; see `Allocator`.
+        needs: None, `scores`, `standardised`, `curves`, `damage` or `curvature`; see `Allocator`.
         even: whether its widths are the same in every block.
     """
     if needs is not None and needs not in MEASURES:

@@ -9,11 +9,11 @@ from ..sites import Site
 from . import Measured, allocator
 
 
-@allocator("global", needs="scores")
-def global_(sites: Sequence[Site], budget: Budget, scores: Measured) -> tuple[Counts, int]:
+@allocator("global", needs="standardised")
+def global_(sites: Sequence[Site], budget: Budget, standardised: Measured) -> tuple[Counts, int]:
     """The units with the lowest z = (score - mean) / std within their site, until the budget is spent.
 
-    A step of several units (a multiple of channels, one query head from every group) goes at its highest z. Costs are
+    The std is that of the units' scores, but of the site's channels with criterion `flap`, as in its paper. A step of several units (a multiple of channels, one query head from every group) goes at its highest z. Costs are
     counted in parameters, so heads and channels compete fairly.
 
     Source: arXiv 2312.11983, its adaptive search over all layers and modules.
@@ -27,8 +27,7 @@ def global_(sites: Sequence[Site], budget: Budget, scores: Measured) -> tuple[Co
     by_key = {site.key: site for site in sites}
     ranked = {}
     for site in sites:
-        z = scores[site.key].double()
-        z = (z - z.mean()) / z.std(correction=0).clamp_min(1e-12)
+        z = standardised[site.key]
         ranked[site.key] = z.reshape(site.strata, -1).sort(1).values.max(0).values.repeat_interleave(site.strata)
     taken = dict.fromkeys(by_key, 0)
     waiting = [(float(ranked[key][options[key][1] - 1]), key) for key in by_key if len(options[key]) > 1]

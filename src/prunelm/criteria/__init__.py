@@ -40,13 +40,15 @@ class Statistics:
 class Criterion:
     """A registered scoring function and the statistics it reads.
 
-    `curve`: its sorted scores are already the relative error of the module at every size.
+    `curve`: its sorted scores are already the relative error of the module at every size. `standard`: its scores are
+    means over a unit's channels, in standard deviations of all the site's channels.
     """
 
     name: str
     score: Callable[..., Float[Tensor, " unit"]]
     needs: Callable[..., frozenset[str]] = field(default=lambda **_: frozenset())
     curve: bool = False
+    standard: bool = False
 
     def __call__(self, site: Site, statistics: Statistics, **options: Any) -> Float[Tensor, " unit"]:
         """One score per unit of the site; the lowest goes first."""
@@ -63,6 +65,7 @@ def criterion(
     *,
     needs: frozenset[str] | set[str] | Callable[..., set[str]] = frozenset(),
     curve: bool = False,
+    standard: bool = False,
 ) -> Callable[[Score], Score]:
     """A decorator that registers `(site, statistics, *, options) -> score per unit` under `name`.
 
@@ -72,6 +75,7 @@ def criterion(
             `similarity`, `gradients`, `fisher`, `importance` and `gates` it reads; a function of its options where
             that depends.
         curve: whether the sorted scores are the module's relative error once that many units went.
+        standard: whether scores are in standard deviations of the site's channels, so that nothing standardises them.
     """
 
     def wanted(**options: Any) -> frozenset[str]:
@@ -80,7 +84,7 @@ def criterion(
             raise ValueError(f"criterion {name!r} needs {sorted(found - NEEDS)}, but only {sorted(NEEDS)} exist")
         return found
 
-    return lambda score: CRITERIA.adopt(name, Criterion(name, score, wanted, curve), score)
+    return lambda score: CRITERIA.adopt(name, Criterion(name, score, wanted, curve, standard), score)
 
 
 __all__ = ["CRITERIA", "Criterion", "Statistics", "criterion"]
