@@ -119,6 +119,7 @@ def describe(model: PreTrainedModel, report: Report, source: Source | None, load
         "notes": report.notes,
         "device": report.device,
         **({"compute_dtype": report.compute_dtype} if report.compute_dtype != "float32" else {}),
+        **report.dtypes,
         "versions": versions(),
     }
 

@@ -121,15 +121,20 @@ def read_documents(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        files = text_files(path)
         if not files:
             raise DataError(f"{path}: no {', '.join(sorted(SUFFIXES))} file in this folder")
         return [document for file in files for document in read_documents(file)]
     documents = _json_lines(path) if path.suffix == ".jsonl" else [_read_text(path)]
     found = [document for document in documents if document.strip()]
     if not found:
-        raise DataError(f"{path}: the file holds no text. Give a text file with --text, or --self-generated.")
+        raise DataError(f"{path}: the file holds no text. Give one that holds some.")
     return found
+
+
+def text_files(path: Path) -> list[Path]:
+    """What is read of a path: the file itself, or the text files of a folder and of all folders in it, sorted."""
+    return sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
 
 
 def read_labeled(path: str | Path) -> list[tuple[str, int]]:

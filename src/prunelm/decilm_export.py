@@ -23,7 +23,16 @@ from .exported import Exported, bytes_of
 from .hidden import built_width
 from .loading import find_model, load_model, load_tokenizer
 from .progress import Progress, silent
-from .sites import Site, architecture_of, bias_of, find_blocks, find_sites, gone_sites, weight_of
+from .sites import (
+    Site,
+    architecture_of,
+    bias_of,
+    find_blocks,
+    find_sites,
+    gone_sites,
+    other_activation,
+    weight_of,
+)
 from .targets import blocks_in_words
 
 GRAPH = "deci"
@@ -104,6 +113,11 @@ def _check_holds(model: PreTrainedModel, name: str) -> None:
         raise UnsupportedModelError(
             f"{name}: nemotron-nas computes what causal Llama, Mistral and Qwen2 do, not {kind}. Write it as "
             "--format padded, or prune it with --uniform."
+        )
+    if other_activation(model.config):
+        raise UnsupportedModelError(
+            f"{name}: nemotron-nas computes SiLU in the FFN, and this model says {other_activation(model.config)!r}: "
+            "write it as --format padded."
         )
     if built_width(model) is not None:
         raise UnsupportedModelError(f"{name}: it has lost hidden channels too, and only prunelm.load opens that.")

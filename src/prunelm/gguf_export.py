@@ -21,7 +21,7 @@ from .gguf_vocabulary import add_vocabulary
 from .loading import Source, check_gguf, find_model, load_model, skeleton
 from .progress import Progress, silent
 from .registry import did_you_mean
-from .sites import GgufForm, architecture_of, find_sites, gone_sites
+from .sites import GgufForm, architecture_of, find_sites, gone_sites, other_activation
 from .storage import BLOCK, WRITTEN, written_type
 from .stored_weights import StoredWeights
 from .writing import check_file
@@ -139,6 +139,11 @@ def _form_for(model: PreTrainedModel, name: str) -> GgufForm:
         raise UnsupportedModelError(
             f"{name}: cannot be written as GGUF: {known}only causal models with separate q, k and v can. Prune it "
             "without --per-block: convert_hf_to_gguf.py of llama.cpp reads the folder."
+        )
+    if other_activation(model.config):
+        raise UnsupportedModelError(
+            f"{name}: llama.cpp computes SiLU in the FFN of such models, and this one says "
+            f"{other_activation(model.config)!r}: no architecture of llama.cpp holds it."
         )
     reasons = []
     for form in forms:

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .data import Batches
+from .distributed import agreed
 from .hidden import find_hidden, narrow_hidden_
 from .hidden_repair import narrow_and_repair_hidden_
 from .hidden_scores import reader_energy, reader_magnitude
@@ -50,14 +51,14 @@ def _removed(
     axis = find_hidden(model)
     reconstruction = RECONSTRUCTIONS[recipe.reconstruction]
     repairs = reconstruction.stage != "none"
-    fit, held = calibration.split(recipe.held_out if repairs else 0.0)
+    fit, held = calibration.split(recipe.held_out if repairs or recipe.judges_output else 0.0)
     batches = [without_labels(batch) for batch in (*fit.batches, *held.batches)]
     first, second = range(len(fit.batches)), range(len(fit.batches), len(batches))
     if recipe.hidden_criterion == "energy":
         scores = reader_energy(BlockStream(model, batches), axis, first, progress)
     else:
         scores = reader_magnitude(axis)
-    kept = top_units(scores, keep)
+    kept = top_units(agreed(scores.contiguous()), keep)
     found: dict[str, Any] = {"units": axis.width, "kept": kept.tolist(), "criterion": recipe.hidden_criterion}
     if not repairs:
         narrow_hidden_(model, kept)

@@ -146,11 +146,11 @@ def _reducer(slot: Slot, rows: list[dict[str, Tensor]]) -> Callable[[Tensor], No
         gradient, bias = gradient_of(slot.layer), _producer_bias(slot)
         if gradient is None or (bias is not None and bias.grad is None):
             return
-        products = weight_of(slot.layer).detach() * gradient
+        products = weight_of(slot.layer).detach().float() * gradient.float()  # float16 would round most of them to 0
         products = products if slot.axis == "out" else products.T
         if bias is not None:
             assert bias.grad is not None
-            products = torch.cat([products, (bias.detach() * bias.grad)[:, None]], dim=1)
+            products = torch.cat([products, (bias.detach().float() * bias.grad.float())[:, None]], dim=1)
             bias.grad = None
         slot.layer.weight.grad = None
         rows.append(_sums(slot, products))
@@ -159,7 +159,6 @@ def _reducer(slot: Slot, rows: list[dict[str, Tensor]]) -> Callable[[Tensor], No
 
 
 def _sums(slot: Slot, products: Float[Tensor, "channel _"]) -> dict[str, Tensor]:
-    products = products.float()
     squares = products.square()
     of_unit = {"first": products.abs(), "second": squares, "mixed": (products - squares / 2).abs()}
     found = {name: exact(each.sum(1))[slot.index].sum(1) for name, each in of_unit.items()}

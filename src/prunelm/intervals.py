@@ -24,8 +24,24 @@ def ratio_of(
     weight = torch.tensor(counts, dtype=torch.float64)
     mean = float((difference * weight).sum() / weight.sum())
     low, high = exponents(interval(difference.tolist(), counts, seed=seed))
-    error = float(difference.std() / math.sqrt(len(difference))) if len(difference) > 1 else None
+    error = weighted_error(difference.tolist(), counts)
     return {"value": math.exp(mean), "low": low, "high": high, "error": error, "level": LEVEL}
+
+
+def weighted_error(values: Sequence[float], counts: Sequence[int]) -> float | None:
+    """The standard error of the mean of windows weighted by their tokens; none of a single one.
+
+    error = ( n / (n - 1) x sum_i ( t_i (x_i - mean) )^2 )^(1/2) / sum_i t_i,  which is stdev / n^(1/2) where all t_i
+    are equal.
+
+    Source: the linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 2.11).
+    """
+    if len(values) < 2:
+        return None
+    value, weight = (torch.tensor(of, dtype=torch.float64) for of in (values, counts))
+    mean = (value * weight).sum() / weight.sum()
+    squares = (weight * (value - mean)).square().sum() * len(values) / (len(values) - 1)
+    return float(squares.sqrt() / weight.sum())
 
 
 def interval(values: Sequence[float], counts: Sequence[int] | None = None, *, seed: int = 0) -> Interval:

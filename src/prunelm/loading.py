@@ -603,8 +603,9 @@ def weight_files(source: Source) -> list[Path]:
 
 
 def bytes_on_disk(source: Source) -> int:
-    """Size of the weight files."""
-    return sum(file.stat().st_size for file in weight_files(source))
+    """Size of the weight files that are read, whichever others lie beside them."""
+    named = _read_by_name(source.folder) if source.gguf is None else []
+    return sum(file.stat().st_size for file in named or weight_files(source))
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:

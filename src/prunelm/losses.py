@@ -40,8 +40,10 @@ class Objective:
         return found
 
     def judged(self, model: PreTrainedModel, mask: Mask, put: Callable[[], None]) -> float:
-        """The mean loss of all batches under what `put` puts into an open mask; divergence is from the whole model."""
-        return sum(self.under(model, mask, batch, [put])[0] for batch in self.batches) / len(self.batches)
+        """The mean loss of all sequences under what `put` puts into an open mask; `kl` is to the whole model."""
+        sequences = [len(batch["input_ids"]) for batch in self.batches]
+        losses = [self.under(model, mask, batch, [put])[0] for batch in self.batches]
+        return sum(n * loss for n, loss in zip(sequences, losses, strict=True)) / sum(sequences)
 
     def under(
         self, model: PreTrainedModel, mask: Mask, batch: Batch, puts: Iterable[Callable[[], None]]
@@ -149,7 +151,7 @@ def masked(batches: Sequence[Batch], masking: Masking | None, seed: int) -> list
 
 def predicts(model: PreTrainedModel) -> bool:
     """Whether the model's output are logits."""
-    return model.get_output_embeddings() is not None or hasattr(model, "classifier")
+    return model.get_output_embeddings() is not None or hasattr(model, "classifier") or task_of(model) == "classifier"
 
 
 def answers(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "row _"]:

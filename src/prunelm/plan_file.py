@@ -290,10 +290,10 @@ def differences(one: PlanFile, other: PlanFile) -> list[dict[str, Any]]:
     rows = []
     for key in keys:
         first, second = (plan.sites.get(key) for plan in (one, other))
-        if first != second:
-            keep = [_kept(first), _kept(second)]
-            units, cost = _number("units", first, second), _number("cost", first, second)
-            before, after = (units if k is None else k for k in keep)
+        units, cost = _number("units", first, second), _number("cost", first, second)
+        keep = [_kept(first), _kept(second)]
+        before, after = (units if k is None else k for k in keep)
+        if before != after or _named(first) != _named(second):
             change = (after - before) * cost if before is not None and after is not None and cost is not None else None
             rows.append({"site": key, "units": units, "keep": keep, "parameters": change})
     return rows
@@ -301,6 +301,12 @@ def differences(one: PlanFile, other: PlanFile) -> list[dict[str, Any]]:
 
 def _number(name: str, *entries: Any) -> int | None:
     return next((e[name] for e in entries if isinstance(e, dict) and isinstance(e.get(name), int)), None)
+
+
+def _named(entry: Any) -> list[int] | None:
+    """The units that an entry names, in order."""
+    named = entry.get("kept") if isinstance(entry, dict) else None
+    return sorted(named) if isinstance(named, list) else None
 
 
 def _kept(entry: Any) -> int | None:

@@ -1,5 +1,6 @@
 """The dry run: what a budget would leave of every block, as a table and as a file to edit."""
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,8 @@ def _price_note(rows: list[dict[str, Any]], recipe: Recipe, name: str) -> list[s
     """How to get the divergence to expect, where it is not known."""
     if any(row["kl"] is not None for row in rows):
         return ["predicted KL counts every site as if it were the only one; together they mostly cost more"]
+    name, size = shlex.quote(name), f"--sparsity {recipe.sparsity:g}"
     return [
         f"predicted KL: recipe {recipe.name!r} prices nothing. With prices: prunelm calibrate {name} SEEN --recipe "
-        f"sensitivity --text FILE, then prunelm plan {name} --recipe sensitivity --calibrated SEEN"
+        f"sensitivity --text FILE, then prunelm plan {name} --recipe sensitivity {size} --calibrated SEEN"
     ]

@@ -41,7 +41,8 @@ class Policy:
             shifted to that mean).
         confidence: see `start`.
         pool: what shares a budget: all units of a `kind`, `all` units together, or the units of a kind in a `block`.
-        ffn_groups: variables of each FFN, of equally many channels; 0 makes every channel its own, as in the paper.
+        ffn_groups: variables of each FFN at most, of equally many channels but for the last one; 0 makes every channel
+            its own, as in the paper.
         grouping: the channels of a variable are neighbors in the criterion's order (`ranked`) or in the weights
             (`adjacent`).
         layers: whether whole layers are the variables: `none`, `sublayer` (the attention or FFN of a block), or

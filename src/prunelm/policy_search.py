@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .distributed import agreed_number
 from .errors import CalibrationError
 from .job import Job
 from .journal import Journal
@@ -76,9 +77,9 @@ def search(
     first = _State(s=_fitting(s, variables), average=None)
     with masking(model, job.sites) as mask:
         walk = _Walk(model, job, mask, variables, policy, loss, held, metric, seed)
-        start = walk.judged(first)
+        start = agreed_number(walk.judged(first))
         last, notes = _walked(walk, first, journal or Journal(), progress)
-        end = walk.judged(last)
+        end = agreed_number(walk.judged(last))
     better = end < start
     said = f"held-out loss {start:.4f} -> {end:.4f}" + ("" if better else ", so the start was kept")
     notes.append(f"{policy.steps} steps of {policy.masks} masks over {len(s):,} keep probabilities: {said}")
@@ -128,12 +129,16 @@ class _Walk:
         self.mask.keep({key: kept[of].nonzero().flatten() for key, of in self.variables.of.items()})
 
     def scores(self, state: _State) -> Scores:
-        """Every unit's keep probability, units of equal probability told apart by the criterion."""
-        found = {}
-        for key, of in self.variables.of.items():
-            rank = self.metric[key].double().argsort(stable=True).argsort() / len(of)
-            found[key] = state.s[of] + TIE * rank
-        return found
+        """Every unit's keep probability; the criterion tells units, or whole variables, of equal probability apart."""
+        among = torch.zeros_like(state.s)
+        means = self.variables.means(self.metric)
+        for together in self.variables.layers:
+            among[together] = _ranks(means[together])
+        whole = self.policy.layers != "none"
+        return {
+            key: state.s[of] + TIE * (among[of] if whole else _ranks(self.metric[key]))
+            for key, of in self.variables.of.items()
+        }
 
     def judged(self, state: _State) -> float:
         """The held-out loss of the plan that a state makes."""
@@ -144,6 +149,11 @@ class _Walk:
         counts = self.job.counts or most_probable(self.job.sites, self.job.budget, scores, self.policy)[0]
         kept = {s.key: top_units(scores[s.key], counts[s.key], s.strata) for s in self.job.sites}
         return self.held.judged(self.model, self.mask, lambda: self.mask.keep(kept))
+
+
+def _ranks(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The place of each score in ascending order, from 0 to less than 1."""
+    return scores.double().argsort(stable=True).argsort().double() / len(scores)
 
 
 def _walked(walk: _Walk, state: _State, journal: Journal, progress: Progress) -> tuple[_State, list[str]]:

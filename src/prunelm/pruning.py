@@ -57,7 +57,8 @@ class Report:
     model that went whole. `sites`: per site the kept units out of how many, and the errors measured; `notes`: what a
     user must know; `curves`: what `curves.json` says; `asked`: a budget in other units, and what was found of it.
     `hidden`: what was done to the hidden channels, if anything, and `outside`: the parameters that went with them and
-    belong to no unit. `device`: where it was computed, and `compute_dtype`: in what.
+    belong to no unit. `device`: where it was computed, and `compute_dtype`: in what; `dtypes`: other data types than
+    the usual, of what is written (`dtype`) and of what a streamed run keeps (`scratch_dtype`, `statistics_dtype`).
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Report:
     curves: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     compute_dtype: str = "float32"
+    dtypes: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -382,7 +384,9 @@ class _Work:
         self.seen = seen
         self.found: dict[str, Tensor] = {}
         self.alike: dict[str, list[float]] = {}
-        self.owed = 0
+        # What a plan removes less than the budget is not given back a second time.
+        gone = sum((site.n_units - job.keeps(site)) * site.cost for site in job.sites)
+        self.owed = gone - job.budget.target if recipe.per_block and not exact else 0
         self.drifted = False
         self.narrowed: list[str] = []
         self.solved: set[str] = set()

@@ -1,7 +1,6 @@
 """What a causal model makes of windows of text: losses, confidence, agreement with the dense model; one record each."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
+from .intervals import weighted_error
 from .sites import find_blocks
 
 BINS = 15
@@ -94,10 +94,9 @@ def mean_loss(records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def mean_and_error(records: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
-    """Mean loss over all tokens, and its standard error over windows; None of a single one."""
-    losses = [record["loss"] for record in records]
-    spread = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None
-    return mean_loss(records), spread
+    """Mean loss over all tokens, and its standard error over windows, which may be unequal; None of a single one."""
+    losses, tokens = ([record[name] for record in records] for name in ("loss", "tokens"))
+    return mean_loss(records), weighted_error(losses, tokens)
 
 
 def calibration_error(records: Sequence[Mapping[str, Any]]) -> float:

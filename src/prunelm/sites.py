@@ -245,6 +245,12 @@ def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
+def other_activation(config: PreTrainedConfig) -> str | None:
+    """The activation of a gated FFN, where it is not SiLU, which other programs compute for all Llama-like models."""
+    name = getattr(config, "hidden_act", None)
+    return name if isinstance(name, str) and name not in ("silu", "swish") else None
+
+
 def architecture_of(config: PreTrainedConfig) -> Architecture:
     """The architecture data for a config.
 

@@ -90,7 +90,7 @@ class Run:
         options: dict[str, Any] = {"refit": self.refit, "outlook": outlook, "decided": size.decided}
         options |= {"journal": self.journal, "bench": bench, "room": self.room, "progress": progress}
         report = prune_(dense, self.calibration, size.recipe, **options)
-        return dense, replace(report, asked=size.asked, notes=[*size.notes, *report.notes])
+        return dense, replace(report, asked=dict(size.asked), notes=[*size.notes, *report.notes])
 
 
 def found_by_looking(size: Sized, limit: Limit | None) -> bool:

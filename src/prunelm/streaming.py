@@ -51,14 +51,23 @@ class Streaming:
     sums: torch.dtype = torch.float64
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """The data types that change numbers, by their names in `pruning.json`."""
+        found = {}
+        if self.scratch_dtype is not None:
+            found["scratch_dtype"] = _word(self.scratch_dtype)
+        if self.sums != torch.float64:
+            found["statistics_dtype"] = _word(self.sums)
+        return found
+
+    @property
     def notes(self) -> list[str]:
         """What changes numbers."""
-        found = []
-        if self.scratch_dtype is not None:
-            found.append(f"hidden states waited between blocks as {_word(self.scratch_dtype)}")
-        if self.sums != torch.float64:
-            found.append(f"statistics were summed in {_word(self.sums)}")
-        return found
+        said = {
+            "scratch_dtype": "hidden states waited between blocks as",
+            "statistics_dtype": "statistics were summed in",
+        }
+        return [f"{said[name]} {dtype}" for name, dtype in self.dtypes.items()]
 
 
 def streaming(

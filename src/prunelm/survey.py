@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .criteria import CRITERIA, Statistics
 from .derivatives import Derivatives
-from .distributed import agreed, summed_number
+from .distributed import agreed, agreed_number, summed_number
 from .errors import CalibrationError
 from .job import Job
 from .moments import Moments
@@ -63,7 +63,7 @@ class Survey:
         self.curves[site.key] = curve_of(site, self.scores[site.key], recipe)
         fisher, moments = derivatives.fisher.get(site.key), seen.consumer
         if fisher is not None and moments is not None and moments.full:
-            self.curvatures[site.key] = _curvature(site, fisher, moments)
+            self.curvatures[site.key] = agreed_number(_curvature(site, fisher, moments))
         return moments
 
     def recall(self, step: Step) -> None:

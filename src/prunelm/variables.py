@@ -50,7 +50,7 @@ def variables_of(
         budget: what must go.
         metric: the criterion's scores, by site key, which group channels.
         policy: says what is one variable, and what shares a target.
-        counts: how many units each site keeps, where that is decided already: the targets of pool `block`.
+        counts: how many units each site keeps, where that is decided already, which says the targets.
     """
     if policy.layers == "block":
         return _block_variables(sites, budget)
@@ -69,7 +69,7 @@ def variables_of(
         cost=torch.tensor(cost, dtype=torch.float64),
         layers=[torch.tensor(together) for together in layers.values()],
         pool=torch.tensor(pool),
-        targets=targets_of(sites, budget, policy) if counts is None else _targets_by_site(sites, counts),
+        targets=targets_of(sites, budget, policy) if counts is None else _targets_by_count(sites, counts, pools),
     )
 
 
@@ -91,8 +91,12 @@ def targets_of(sites: Sequence[Site], budget: Budget, policy: Policy) -> list[in
     return [kinds[name] for name in dict.fromkeys(site.name for site in sites)]
 
 
-def _targets_by_site(sites: Sequence[Site], counts: Counts) -> list[int]:
-    return [(site.n_units - counts[site.key]) * site.cost for site in sites]
+def _targets_by_count(sites: Sequence[Site], counts: Counts, pools: Mapping[str, int]) -> list[int]:
+    """Parameters that go from each pool where every site's units are counted already."""
+    targets = [0] * (max(pools.values()) + 1)
+    for site in sites:
+        targets[pools[site.key]] += (site.n_units - counts[site.key]) * site.cost
+    return targets
 
 
 def _block_variables(sites: Sequence[Site], budget: Budget) -> Variables:

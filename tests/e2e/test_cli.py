@@ -264,6 +264,7 @@ def test_dtype_of_the_written_weights(name: str, cli: Callable[..., Any], tiny_f
         getattr(torch, name)
     }
     assert read(tmp_path / "out", "config.json")["dtype"] == name
+    assert read(tmp_path / "out", "pruning.json")["dtype"] == name
 
 
 # inspect

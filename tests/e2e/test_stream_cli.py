@@ -12,6 +12,7 @@ import prunelm
 from prunelm import streamed_fisher
 from prunelm.pressing import Pressing
 from prunelm.recipe import RECIPES as RECIPES_FOLDER
+from prunelm.report.command import command as command_of
 from prunelm.testing import TINY
 from prunelm.workbench import Workbench, place_of
 
@@ -232,7 +233,11 @@ def test_dtypes_that_change_numbers_are_said(cli, tiny_folder, text_file, tmp_pa
     command = ("prune", tiny_folder("llama"), tmp_path / "out", "--text", text_file, *SMALL, "--recipe", "obs")
     ran = cli(*command, "--stream", "--scratch-dtype", "bfloat16", "--statistics-dtype", "float32")
     assert ran.code == 0, ran
-    notes = json.loads((tmp_path / "out" / "pruning.json").read_text())["notes"]
+    pruning = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    again, _ = command_of(pruning)
+    assert "--stream --scratch-dtype bfloat16 --statistics-dtype float32" in again
+    assert "--dtype" not in again
+    notes = pruning["notes"]
     assert "hidden states waited between blocks as bfloat16" in notes
     assert "statistics were summed in float32" in notes
     for options, says in (

@@ -8,7 +8,7 @@ from prunelm.data import Batches, Masking
 from prunelm.errors import CalibrationError, DataError, RecipeError, UnsupportedModelError
 from prunelm.gradients import sequences_of
 from prunelm.importance import Importance, gate_slopes, importances
-from prunelm.losses import objective
+from prunelm.losses import Objective, objective
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import bias_of, find_sites, weight_of
@@ -197,3 +197,23 @@ def test_searched_weights_need_scores_before_any_activation_is_measured():
         else:
             with pytest.raises(RecipeError, match=says):
                 prune_(model, _batches(model), recipe)
+
+
+class _Faint(Objective):
+    """A loss with small gradients."""
+
+    def __call__(self, model, batch, dense=None):
+        return super().__call__(model, batch, dense) * 1e-3
+
+
+def test_products_of_small_gradients_in_float16_are_not_rounded_to_nothing():
+    sums = []
+    for dtype in (torch.float32, torch.float16):
+        model = tiny_model("llama").to(dtype)
+        found = importances(model, find_sites(model), _Faint(name="next-token", batches=_shifted_batches(model)))
+        sums.append(torch.cat([one.first.flatten().double() for one in found.values()]))
+    assert torch.allclose(sums[1], sums[0], rtol=0.1)
+
+
+def _shifted_batches(model):
+    return objective("next-token", model, _batches(model), unlabeled="drawn").batches

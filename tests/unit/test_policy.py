@@ -18,7 +18,7 @@ from prunelm.masking import masking
 from prunelm.plan import Budget, prunable
 from prunelm.policy import Policy, compared_with, projected, rate_at, score_gradient, started
 from prunelm.policy_search import search
-from prunelm.probable import most_probable
+from prunelm.probable import least_probable_blocks, most_probable
 from prunelm.pruning import prune_
 from prunelm.recipe import Recipe
 from prunelm.sites import find_sites
@@ -334,3 +334,19 @@ def test_a_recipe_with_a_policy_is_plain_data():
     recipe = _recipe()
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert replace(recipe, policy=None).policy is None
+
+
+def test_of_blocks_that_are_as_probable_the_criterion_drops_the_least_important() -> None:
+    model = tiny_model("llama", num_hidden_layers=6)
+    influence = [0.5, 0.1, 0.6, 0.05, 0.7, 0.02]
+    sites = find_sites(model)
+    metric = {site.key: torch.full((site.n_units,), influence[site.block], dtype=torch.float64) for site in sites}
+    said = {"steps": 0, "start": "constant", "pool": "all", "layers": "block"}
+    data = {"per_block": False, "sparsity": 0.45, "policy": said}
+    recipe = Recipe.from_dict({**Recipe.load("osp").to_dict(), **data})
+    assert recipe.policy is not None
+    policy, job = recipe.policy, prepare_(model, recipe)
+    loss = Objective(name="kl", batches=[tiny_inputs(model)])
+    found = search(model, job, metric, policy, loss, loss, seed=0)
+    dropped, _ = least_probable_blocks(job.sites, job.budget, found.scores)
+    assert dropped == [3, 5]

@@ -159,6 +159,20 @@ def test_the_printed_rule_decides_heads_and_ffn_pays_the_difference():
     assert 0.3 - 97 / report.prunable < report.sparsity_of_blocks <= 0.3
 
 
+@pytest.mark.parametrize("tau", [0.05, 0.3])
+@pytest.mark.parametrize(("family", "sizes"), [("gpt2", {"num_hidden_layers": 3}), ("llama", {"num_hidden_layers": 4})])
+def test_the_printed_rule_keeps_to_the_budget_in_steps_of_several_channels(family, sizes, tau):
+    """Where heads on the list are more than the ratio asks, FFNs give back in whole steps what went too far."""
+    attention = {"criterion": "head-similarity", "rule": "printed", "tau": tau}
+    for sparsity in (0.13, 0.22, 0.31, 0.4):
+        model = tiny_model(family, **sizes)
+        recipe = Recipe.load("goa", sparsity=sparsity, multiple_of=8, reconstruction="none", blocks=":")
+        recipe = Recipe.from_dict({**recipe.to_dict(), "attention": attention})
+        step = 8 * next(site.cost for site in find_sites(model) if site.name == "ffn")
+        report = prune_(model, _calibration(model), recipe)
+        assert sparsity - step / report.prunable < report.sparsity_of_blocks <= sparsity
+
+
 def test_a_second_prune_of_a_pruned_model():
     model = tiny_model("llama")
     prune_(model, _calibration(model), _recipe(sparsity=0.2))

@@ -76,6 +76,8 @@ def test_the_data_type_of_the_work_is_said() -> None:
     pruning = {"recipe": data, "base_model": "M", "calibration": {"criterion": {"source": "none needed"}}}
     said = ("prunelm prune M OUT --sparsity 0.3 --recipe l2 --compute-dtype bfloat16", False)
     assert command({**pruning, "compute_dtype": "bfloat16"}) == said
+    line, _ = command({**pruning, "dtype": "float16", "statistics_dtype": "float32"})
+    assert line == "prunelm prune M OUT --sparsity 0.3 --recipe l2 --stream --dtype float16 --statistics-dtype float32"
 
 
 def test_the_commands_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from . import Measured, allocator
 def global_(sites: Sequence[Site], budget: Budget, standardised: Measured) -> tuple[Counts, int]:
     """The units with the lowest z = (score - mean) / std within their site, until the budget is spent.
 
-    The std is that of the units' scores, but of the site's channels with criterion `flap`, as in its paper. A step of several units (a multiple of channels, one query head from every group) goes at its highest z. Costs are
-    counted in parameters, so heads and channels compete fairly.
+    The std is that of the units' scores, but of the site's channels with criterion `flap`, as in its paper. A step of
+    several units (a multiple of channels, one query head from every group) goes at its highest z. Costs are counted in
+    parameters, so heads and channels compete fairly.
 
     Source: arXiv 2312.11983, its adaptive search over all layers and modules.
     Differs: the budget is met within one step; the cost of a head is counted, not a fixed ratio.

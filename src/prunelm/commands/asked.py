@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from ..workflow import default_recipe
-from .console import err, out, progress_bars, quiet, tell
+from .console import err, out, print_json, progress_bars, quiet, tell
 from .written import show_reports
 
 _OPTIONS = {"targets": "for", "calibration": "self-generated"}
@@ -105,5 +105,7 @@ def resumed(folder: Path, command: str, model: str | None, as_json: bool = False
         reports = run(folder, command=command, tell=err.print, progress=progress)
     if reports:
         show_reports(reports, as_json)
+    elif as_json:
+        print_json({"out": str(folder), "finished": True})
     else:
         out.print(f"{folder}: finished")

@@ -37,7 +37,9 @@ def compare(
 
     if out_file is not None:
         from ..report.gathering import model_folders
+        from ..writing import check_file
 
+        check_file(out_file, force=True)
         for name in pruned:
             model_folders(Path(name))
     with ExitStack() as printed:
@@ -54,19 +56,24 @@ def compare(
                 **vars(access),
             )
         tell(overlaps(rows))
+        _show(rows, quantized=bool(words(quantized)), as_json=as_json)
         if out_file is not None:
             from ..report.comparing import write_comparison
 
             windows = {"length": length, "max_tokens": max_tokens, "dtype": "float32"}
             written = write_comparison(rows, pruned, text, windows, out_file, tell=tell)
             err.print(f"{written}: written. Open it in a browser.")
-        if as_json:
-            print_json(rows)
-            return
-        for table in fitting_tables(rows):
-            out.print(table, soft_wrap=False)
-        if words(quantized):
-            out.print(quantized_table(rows), soft_wrap=False)
+
+
+def _show(rows: Sequence[dict[str, Any]], *, quantized: bool, as_json: bool) -> None:
+    """Print what was measured."""
+    if as_json:
+        print_json(rows)
+        return
+    for table in fitting_tables(rows):
+        out.print(table, soft_wrap=False)
+    if quantized:
+        out.print(quantized_table(rows), soft_wrap=False)
 
 
 def fitting_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:

@@ -1,5 +1,6 @@
 """`prunelm evaluate`."""
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,9 @@ def _evaluate_parts(
     """Run the suite and show what it found."""
     from ..doubts import notes
     from ..forms import damage_answered
+    from ..loading import PLAN_FILE
     from ..suite import Setting
-    from ..suite.measuring import measure
+    from ..suite.measuring import FILE, measure
     from ..suite.summary import summary
 
     names = words(parts) or ["quality"]
@@ -144,4 +146,6 @@ def _evaluate_parts(
         table.add_row(*(row if found["against"] else (row[0], *row[2:])))
     out.print(table, soft_wrap=False)
     if out_file is not None:
-        out.print(f"{out_file}: written. A page to look at: prunelm report {out_file.parent}")
+        shown = out_file.name == FILE and (out_file.parent / PLAN_FILE).is_file()
+        page = f" A page to look at: prunelm report {shlex.quote(str(out_file.parent))}" if shown else ""
+        out.print(f"{out_file}: written.{page}")

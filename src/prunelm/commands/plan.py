@@ -1,5 +1,7 @@
 """`prunelm plan`."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from .options import (
 )
 
 _KL = "predicted KL"
+_WITH_DIFF = {"--diff", "--json", "--debug"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,10 @@ def plan(
     from ..planning import plan as run
 
     if diff is not None:
+        others = sorted({word.split("=")[0] for word in sys.argv if word.startswith("-")} - _WITH_DIFF)
+        others += [str(word) for word in (model, out_file) if word is not None]
+        if others:
+            raise typer.BadParameter(f"--diff compares two plans alone: leave out {', '.join(others)}")
         _show_difference(diff, as_json)
         return
     if model is None:
@@ -124,7 +131,10 @@ def plan(
             return
         _show(found)
         if out_file is not None:
-            out.print(f"{out_file}: written. Edit it, and apply it: prunelm prune {model} OUT --plan {out_file}")
+            words = ["prunelm", "prune", model, "OUT", "--plan", str(out_file)]
+            words += ["--text", "FILE"] if found.recipe.reads_text and found.recipe.calibration == "text" else []
+            words += [f"--{name.replace('_', '-')}" for name, allowed in vars(access).items() if allowed]
+            out.print(f"{out_file}: written. Edit it, and apply it: {shlex.join(words)}")
 
 
 def _show(found: Any) -> None:

@@ -23,22 +23,31 @@ SWITCHES = {"bias": ("--bias", "--no-bias"), "gradient_checkpointing": ("--gradi
 SAVED = "recipe.toml"
 LIMITS = ("params", "fit", "max_ppl", "speedup")
 """Budgets in other units, by their names in pruning.json, as options have them."""
+REPAIR = "repair"
+"""The name of the recipe that `prunelm repair` makes of its options."""
+REPAIRED = {
+    **{"reconstruction": "least-squares", "ridge": 0.1, "bias": False, "held_out": 0.125, "natural_steps": 0},
+    **{"samples": 128, "length": 512, "seed": 0},
+}
+"""Fields that have an option of `prunelm repair`, and their values where none is said."""
+STREAMED = ("scratch_dtype", "statistics_dtype")
+"""Data types of what a streamed run keeps."""
 
 
 def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
     """The command, and whether it reads a file `recipe.toml` because options cannot say the recipe."""
     recipe = {**Recipe().to_dict(), **pruning["recipe"]}  # an older version may not have known every field
+    if recipe["name"] == REPAIR:
+        return _repair(pruning, recipe), False
     words = ["prunelm", "prune", shlex.quote(pruning["base_model"]), "OUT"]
-    source = pruning["calibration"]["criterion"].get("source", "")
-    text = ["--self-generated"] if recipe["calibration"] == "self-generated" else []
-    if not text and source and source != "none needed":
-        text = ["--text", shlex.quote(source)]
-    compute = pruning.get("compute_dtype")
-    text += ["--compute-dtype", compute] if compute else []
+    generated = recipe["calibration"] == "self-generated"
+    text = ["--self-generated"] if generated else _text(pruning)
+    text += _dtypes(pruning)
     asked = pruning.get("asked", {})
-    if "plan" in asked:
-        read = [word for word in text if word != "--self-generated"]  # a plan holds its recipe, which says that
-        return " ".join([*words, "--plan", shlex.quote(asked["plan"]), *read]), False
+    seen = ["--calibrated", shlex.quote(asked["calibrated"])] if "calibrated" in asked else []
+    if "plan" in asked or seen:  # these hold their recipe
+        size = ["--plan", shlex.quote(asked["plan"])] if "plan" in asked else _size(recipe, asked)
+        return " ".join([*words, *size, *seen, *(word for word in text if word != "--self-generated")]), False
     options = _options(recipe)
     named = [*_size(recipe, asked), "--recipe"]
     if options is None:
@@ -46,9 +55,50 @@ def command(pruning: Mapping[str, Any]) -> tuple[str, bool]:
     return " ".join([*words, *named, shlex.quote(recipe["name"]), *text, *options]), False
 
 
+def _text(pruning: Mapping[str, Any]) -> list[str]:
+    """The text that was read, if any was."""
+    source = pruning["calibration"]["criterion"].get("source", "")
+    return ["--text", shlex.quote(source)] if source and source != "none needed" else []
+
+
+def _repair(pruning: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """The command that repairs somebody's pruned model, which a folder does not name."""
+    options = {name: recipe[name] for name, usual in REPAIRED.items() if recipe[name] != usual}
+    words = ["prunelm", "repair", shlex.quote(pruning["base_model"]), "PRUNED", "OUT", *_text(pruning)]
+    return " ".join([*words, *_said(options)])
+
+
+def transferred(pruning: Mapping[str, Any]) -> list[str]:
+    """Options of `prunelm transfer` that take the recipe of a pruned model."""
+    recipe = {**Recipe().to_dict(), **pruning["recipe"]}
+    words = ["--recipe", SAVED, "--sparsity", f"{recipe['sparsity']:g}"]
+    try:
+        before = Recipe.load(recipe["name"], sparsity=recipe["sparsity"]).to_dict()
+    except PruneLMError:
+        return words
+    said = {"samples": "--samples", "length": "--calibration-length", "seed": "--seed"}
+    changes = {name: recipe[name] for name in said if recipe[name] != before[name]}
+    if {**before, **changes} != recipe:
+        return words
+    words[1] = shlex.quote(recipe["name"])
+    return [*words, *(word for name, value in changes.items() for word in (said[name], str(value)))]
+
+
+def _dtypes(pruning: Mapping[str, Any]) -> Iterator[str]:
+    """Data types other than the usual; those of a streamed run belong to `--stream`."""
+    if any(name in pruning for name in STREAMED):
+        yield "--stream"
+    for name in ("dtype", "compute_dtype", *STREAMED):
+        if name in pruning:
+            yield f"--{name.replace('_', '-')}"
+            yield pruning[name]
+
+
 def _size(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """The budget as it was said: in other units where there are some, which found the recipe's sparsity."""
     limit = next((name for name in LIMITS if name in asked), None)
+    if "sparsities" in asked:
+        return ["--sparsity", ",".join(map(repr, asked["sparsities"]))]
     if limit is None:
         return ["--sparsity", repr(recipe["sparsity"])]
     words = [f"--{limit.replace('_', '-')}", shlex.quote(asked[limit])]

@@ -9,7 +9,7 @@ from ..suite.measuring import FILE as EVALUATION
 from ..suite.summary import digits, summary
 from . import figures
 from .caveats import caveats
-from .command import as_toml, command, evaluations
+from .command import REPAIR, as_toml, command, evaluations, transferred
 from .frontier import frontiers, not_drawn
 from .gathering import TRANSFER, Gathered
 from .head_graph import head_graphs
@@ -153,10 +153,11 @@ def _missing(one: Gathered) -> Iterator[tuple[list[str], str]]:
     for part in (part for part in extra if part in due):
         yield [f"{part}: {due[part].summary}"], f"{command} {extra[part]} --out {file}"
     recipe = one.pruning["recipe"]
-    if one.transfer is None and one.task == "causal" and recipe.get("calibration") != "self-generated":
+    again = recipe.get("calibration") != "self-generated" and recipe["name"] != REPAIR
+    if one.transfer is None and one.task == "causal" and again:
         yield (
             ["transfer: calibrated on one text, tested on another"],
-            f"prunelm transfer {base} TEXT_A TEXT_B --recipe {recipe['name']} --sparsity {recipe['sparsity']:g} "
+            f"prunelm transfer {base} TEXT_A TEXT_B {' '.join(transferred(one.pruning))} "
             f"--out {shlex.quote(f'{one.name}/{TRANSFER}')}",
         )
     if one.curves is None:
@@ -176,7 +177,8 @@ def _evaluations(one: Gathered) -> Iterator[str]:
     if quality.get("compared"):
         sizes = {name: quality["settings"].get(name) for name in ("length", "max_tokens")}
         said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sizes.items() if value)
-        yield f"prunelm compare {base} {one.name} --text {quality['text']['name']} {said} --out PAGE.html"
+        words = (base, one.name, "--text", quality["text"]["name"])
+        yield f"prunelm compare {' '.join(map(shlex.quote, words))} {said} --out PAGE.html"
 
 
 def _label(kind: str) -> str:

@@ -78,6 +78,6 @@ def _rows(group: Sequence[Gathered], short: Mapping[str, str]) -> list[dict[str,
 
 
 def _row(model: str, label: str, parameters: int, measured: Mapping[str, Any]) -> dict[str, Any]:
-    value, error = measured["value"], measured["error"]
+    value, error = measured["value"], measured.get("error")
     ends = {"low": None, "high": None} if error is None else {"low": value - error, "high": value + error}
     return {"model": model, "label": label, "parameters": parameters, "value": value, **ends}

@@ -215,6 +215,8 @@ def check_names(names: Sequence[str], setting: Setting, *, paired: bool) -> None
             model is missing.
     """
     known = parts()
+    if "all" in names and len(names) > 1:
+        raise EvaluationError("'all' stands alone among the names of parts: leave the others out, or 'all'")
     for name in [] if list(names) == ["all"] else names:
         if name not in known:
             raise EvaluationError(

@@ -47,12 +47,12 @@ def calibrate(
     chosen = recipe_or_default(recipe, **overrides)
     access = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
     check_no_hidden(chosen, "a saved calibration, which serves any size")
-    files = files_of_run(model, [chosen], [Path(out)], text, None, force, access, compute_dtype)
+    files = files_of_run(model, [chosen], [Path(out)], text, None, force, access, compute_dtype, edited=True)
     with workbench(out, files.task([chosen], journal), command="calibrate", force=force) as bench:
 
         def seen(batch_tokens: int) -> tuple[Outlook, Batches]:
             dense, part = files.load(), bench.part(f"batches-of-{batch_tokens}")
-            batches, refit = files.read(dense, chosen, batch_tokens, part)
+            batches, refit = files.read(dense, chosen, batch_tokens, part, otherwise="")
             part.check(files.inputs(batches, refit))
             kept = journal_of(journal, files.source, [chosen], batches)
             found, *_ = look_at(dense, batches, chosen, prepare_(dense, chosen), progress, kept, part, refit)

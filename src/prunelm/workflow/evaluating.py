@@ -1,6 +1,6 @@
 """The quality of a model on a text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..data import read_documents
+from ..data import read_documents, text_files
 from ..errors import EvaluationError
 from ..evaluation import Evaluation, Score, check_tokenizers
 from ..evaluation import evaluate as evaluate_model
@@ -89,13 +89,19 @@ def evaluation_facts(
     source: Source, other: Source | None, text: str | Path, sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What tells one evaluation from another; files by size and time, which costs no reading."""
-    facts: dict[str, Any] = {"text": _files_of(Path(text)), **sizes, "versions": versions()}
+    facts: dict[str, Any] = {"text": _stamps(text_files(Path(text))), **sizes, "versions": versions()}
     for who, one in (("model", source), ("against", other)):
-        facts[who] = None if one is None else [str(one.device), _files_of(one.folder / (one.gguf or ""))]
+        facts[who] = None if one is None else [str(one.device), _stamps(_files_of(one))]
     return {**facts, "threads": torch.get_num_threads()}
 
 
-def _files_of(place: Path) -> dict[str, list[int]]:
-    """Size and time of a file, or of those in a folder, by path."""
-    found = sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
-    return {str(p.resolve()): [p.stat().st_size, p.stat().st_mtime_ns] for p in found}
+def _files_of(source: Source) -> list[Path]:
+    """The files of a model."""
+    if source.gguf is not None:
+        return [source.folder / source.gguf]
+    return sorted(p for p in source.folder.iterdir() if p.is_file())
+
+
+def _stamps(files: Sequence[Path]) -> dict[str, list[int]]:
+    """Size and time of files, by path."""
+    return {str(p.resolve()): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}

@@ -146,7 +146,12 @@ class Files:
         return found if held is None else {**found, "held_out_text": held.digest}
 
     def read(
-        self, dense: PreTrainedModel, recipe: Recipe, batch_tokens: int, bench: Workbench
+        self,
+        dense: PreTrainedModel,
+        recipe: Recipe,
+        batch_tokens: int,
+        bench: Workbench,
+        otherwise: str = ", or --reconstruction none",
     ) -> tuple[Batches, Batches | None]:
         """What criteria read, and what the reconstruction reads where that is something else; beside the model."""
         return calibration_batches(
@@ -158,6 +163,7 @@ class Files:
             name=self.text.name if self.text is not None else None,
             batch_tokens=batch_tokens,
             bench=bench,
+            otherwise=otherwise,
         )
 
     @contextmanager
@@ -176,6 +182,8 @@ class Files:
         """Write the pruned model, or finish what has written its blocks."""
         if pressing is None:
             pruned = gathered(pruned)
+        if self.dtype != stored_dtype(self.source):
+            report.dtypes["dtype"] = str(self.dtype).removeprefix("torch.")
         options: dict[str, Any] = {"source": self.source, "tokenizer": self.tokenizer, "dtype": self.dtype}
         save(pruned, report, out, force=self.force, pressing=pressing, **options)
 
@@ -191,14 +199,19 @@ def files_of_run(
     compute_dtype: str,
     *,
     seen: bool = False,
+    edited: bool = False,
 ) -> Files:
-    """The files of a run, checked before any weight is read: the recipe's text, the targets, the budgets, the disk."""
+    """The files of a run, checked before any weight is read: the recipe's text, the targets, the budgets, the disk.
+
+    `seen`: a saved calibration is there; `edited`: the recipe comes as it is, and nothing can be said beside it.
+    """
     chosen = sizes[0]
     reads = chosen.reads_text and not (seen and not chosen.reads_pruned)
     if text is not None:
         check_reads(chosen)
     if text is None and reads and chosen.calibration == "text":
-        raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE, or --self-generated")
+        otherwise = "" if edited else ", or --self-generated"
+        raise DataError(f"recipe {chosen.name!r} reads calibration text: give --text FILE{otherwise}")
     for folder in folders:
         if len(folders) == 1 or folder.parent.is_dir():
             check_target(folder, force=force)

@@ -105,7 +105,8 @@ def prune(
     seen = calibrated is not None
     if seen:
         check_no_hidden(size.recipe, "a saved calibration, which has seen all the channels")
-    files = files_of_run(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, seen=seen)
+    kinds: dict[str, Any] = {"seen": seen, "edited": plan is not None}
+    files = files_of_run(model, [size.recipe], [Path(out)], text, dtype, force, access, compute_dtype, **kinds)
     announce(files.notes)
     outlook = seen_before(calibrated, files, size.recipe, journal)
     waiting: dict[str, Any] = {"scratch": scratch, "scratch_dtype": scratch_dtype, "statistics_dtype": statistics_dtype}
@@ -155,6 +156,9 @@ class _Prepared:
         device, length = self.files.source.device, self.size.recipe.length
         (small, report, pressing), notes = within_memory(pruned, device, length, progress)
         report.notes.extend([*notes, *(self.how.notes if self.how else []), *shared_by()])
+        if self.calibrated is not None:
+            report.asked["calibrated"] = Path(self.calibrated).name
+        report.dtypes.update(self.how.dtypes if self.how else {})
         progress("saving", 0, 1)
         if is_writer():
             self.files.save(small, report, self.out, pressing)

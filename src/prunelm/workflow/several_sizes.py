@@ -80,6 +80,9 @@ def prune_sizes(
                 progress=progress,
             )
             for folder, (pruned, report) in zip(folders, family, strict=True):
+                report.asked["sparsities"] = [size.sparsity for size in sizes]
+                if calibrated is not None:
+                    report.asked["calibrated"] = Path(calibrated).name
                 report.notes.extend([*smaller_batches(files.source.device, batch_tokens), *shared_by()])
                 if is_writer():
                     replace(files, force=files.force or folder in reports).save(pruned, report, folder)

@@ -65,7 +65,7 @@ def calibration_batches(
     name: str | None = None,
     batch_tokens: int | None = None,
     bench: Workbench | None = None,
-    otherwise: str = ", or --reconstruction none",
+    otherwise: str = "",
 ) -> tuple[Batches, Batches | None]:
     """The batches that criteria read, and those that the reconstruction reads where they are others; beside the model.
 
@@ -118,5 +118,5 @@ def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe, otherwis
         raise DataError(
             f"{fitted:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
             f"{widest:,} tokens are needed, {4 * widest:,} are better. Give more text, more --samples or "
-            f"--length{otherwise}."
+            f"longer ones{otherwise}."
         )
