@@ -177,6 +177,12 @@ def test_what_a_format_cannot_hold_is_refused_with_its_blocks(tmp_path, family, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_activation_that_readers_do_not_compute_is_refused(tmp_path):
+    tiny_model("llama", hidden_act="gelu").save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"computes SiLU in the FFN, and this model says 'gelu'"):
+        prunelm.export(tmp_path / "model", tmp_path / "out", format="nemotron-nas")
+
+
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_zeros_up_to_the_widest_block_compute_the_same_in_stock_classes(tmp_path, family, monkeypatch):
     monkeypatch.setattr("prunelm.padding.prove_folder", lambda *_: 0.0)

@@ -298,6 +298,7 @@ def test_an_existing_file_is_kept_unless_forced(written, tmp_path):
     [
         ("gpt2", {}, r"no data for gpt2; .*convert_hf_to_gguf\.py"),
         ("gemma2", {}, r"no data for gemma2; .*without --per-block"),
+        ("llama", {"hidden_act": "relu"}, r"llama\.cpp computes SiLU in the FFN of such models, .* 'relu'"),
         (
             "qwen3",
             {"tie_word_embeddings": False},

@@ -575,6 +575,8 @@ def test_folder_without_text(refused: Callable[..., str], tiny_folder: Callable[
 def test_no_text(refused: Callable[..., str], tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     command = ("prune", tiny_folder("llama"), tmp_path / "out", "--sparsity", "0.3")
     refused(*command, says=("best-uniform", "--text", "--self-generated"))
+    said = refused("calibrate", tiny_folder("llama"), tmp_path / "seen", "--recipe", "obs", says=("obs", "--text FILE"))
+    assert "self-generated" not in said
 
 
 def test_text_and_self_generated(

@@ -94,6 +94,11 @@ def test_edits_are_what_is_pruned(
     assert re.search(r"0\.ffn.* 14 .* 3 .*-1,584", shown.out)
     assert "-2,592" in shown.out
     assert cli("plan", "--diff", planned, planned).out == "The two plans keep the same units.\n"
+    left_out = edited(planned, tmp_path / "left-out.json", (r'"1.attention": {.*},\n', ""))
+    assert cli("plan", "--diff", planned, left_out).out == "The two plans keep the same units.\n"
+    refused = cli("plan", "model", "--diff", planned, mine, "--sparsity", "0.3")
+    assert refused.code != 0
+    assert "leave out --sparsity, model" in refused.err
     again = cli("plan", tiny_folder("llama"), "--plan", mine, "--json")
     assert json.loads(again.out)["rows"][0]["units"]["ffn"] == [3, 40]
 

@@ -396,6 +396,12 @@ def test_compare_writes_the_page_too(
     ratio = rows[1]["evaluation"]["ratio"]
     assert f"{ratio['value']:.3f}x ({ratio['low']:.3f} to {ratio['high']:.3f})" in shown
     assert "held-out.txt" not in shown.partition("Robustness")[0].partition("All models")[2].partition("</table>")[0]
+    # One window says nothing of how much windows differ.
+    single = cli("compare", dense, bare, "--text", text, "--length", "32", "--max-tokens", "32", "--out", page)
+    assert single.code == 0, single
+    nowhere = cli("compare", dense, bare, *window, "--out", tmp_path / "nowhere" / "page.html")
+    assert nowhere.code == 1
+    assert "does not exist. Make it first" in nowhere.err
     refused = cli("compare", dense, dense, *window, "--out", page)
     assert refused.code == 1
     assert "no pruning.json" in refused.err

@@ -388,6 +388,29 @@ def test_a_comparison_keeps_the_models_that_it_has_measured(cli, tiny_folder, te
     assert list((tmp_path / "prunelm").iterdir()) == []
 
 
+def test_what_was_measured_on_a_folder_is_of_all_files_in_it(cli, tiny_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+    corpora = [tmp_path / name for name in "ab"]
+    for n, corpus in enumerate(corpora):
+        (corpus / "below").mkdir(parents=True)
+        (corpus / "below" / "text.txt").write_text(text_file.read_text()[5_000 * n :][:5_000])
+    window = ("--length", "64", "--max-tokens", "256", "--json")
+    first, other = (("evaluate", tiny_folder("llama"), "--text", corpus, *window) for corpus in corpora)
+    expected, scored, seen = cli(*other), evaluation.score_windows, []
+
+    def stops(*args):
+        seen.append(args)
+        if len(seen) == 3:
+            raise _Stop
+        return scored(*args)
+
+    monkeypatch.setattr(evaluation, "score_windows", stops)
+    with pytest.raises(_Stop):
+        cli(*first)
+    assert cli(*other).out == expected.out
+
+
 @pytest.mark.parametrize("command", ["evaluate", "evaluate --json", "compare", "compare --json"])
 def test_what_was_measured_stays_until_it_is_printed(cli, tiny_folder, text_file, tmp_path, monkeypatch, command):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -203,7 +203,7 @@ class _Faint(Objective):
     """A loss with small gradients."""
 
     def __call__(self, model, batch, dense=None):
-        return super().__call__(model, batch, dense) * 1e-3
+        return super().__call__(model, batch, dense) * 1e-4
 
 
 def test_products_of_small_gradients_in_float16_are_not_rounded_to_nothing():
@@ -212,7 +212,7 @@ def test_products_of_small_gradients_in_float16_are_not_rounded_to_nothing():
         model = tiny_model("llama").to(dtype)
         found = importances(model, find_sites(model), _Faint(name="next-token", batches=_shifted_batches(model)))
         sums.append(torch.cat([one.first.flatten().double() for one in found.values()]))
-    assert torch.allclose(sums[1], sums[0], rtol=0.1)
+    assert torch.allclose(sums[1], sums[0], rtol=0.3)
 
 
 def _shifted_batches(model):

@@ -103,6 +103,14 @@ def test_a_folder_that_a_checkpoint_shards(tiny_folder: Callable[..., Path], tmp
     assert bytes_on_disk(source) == sum(file.stat().st_size for file in files)
 
 
+def test_weights_that_nobody_reads_are_not_counted(copied: Callable[..., Path]) -> None:
+    """Some folders have the same weights a second time, as `consolidated.safetensors`."""
+    folder = copied()
+    weights = folder / "model.safetensors"
+    shutil.copy(weights, folder / "consolidated.safetensors")
+    assert bytes_on_disk(find_model(folder)) == weights.stat().st_size
+
+
 def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read: No such file"):
         read_json(tmp_path / "config.json")

@@ -11,7 +11,7 @@ import pytest
 
 from prunelm.errors import PruneLMError
 from prunelm.recipe import Recipe
-from prunelm.report.command import as_toml, command, evaluations
+from prunelm.report.command import REPAIRED, as_toml, command, evaluations, transferred
 
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -78,6 +78,33 @@ def test_the_data_type_of_the_work_is_said() -> None:
     assert command({**pruning, "compute_dtype": "bfloat16"}) == said
     line, _ = command({**pruning, "dtype": "float16", "statistics_dtype": "float32"})
     assert line == "prunelm prune M OUT --sparsity 0.3 --recipe l2 --stream --dtype float16 --statistics-dtype float32"
+
+
+def test_a_member_of_a_family_and_a_saved_calibration_are_said() -> None:
+    recipe = json.loads(json.dumps(Recipe.load("obs", sparsity=0.4).to_dict()))
+    pruning = {"recipe": recipe, "base_model": "M", "calibration": {"criterion": {"source": "a.txt"}}}
+    asked: dict[str, Any] = {"sparsities": [0.2, 0.4]}
+    line = "prunelm prune M OUT --sparsity 0.2,0.4 --recipe obs --text a.txt"
+    assert command({**pruning, "asked": asked}) == (line, False)
+    asked["calibrated"] = "SEEN IT"
+    line = "prunelm prune M OUT --sparsity 0.2,0.4 --calibrated 'SEEN IT' --text a.txt"
+    assert command({**pruning, "asked": asked}) == (line, False)
+
+
+def test_a_repaired_model_says_how_it_was_repaired() -> None:
+    recipe = json.loads(json.dumps(Recipe.from_dict({"name": "repair", "bias": False, **REPAIRED}).to_dict()))
+    pruning = {"recipe": recipe, "base_model": "M", "calibration": {"criterion": {"source": "a.txt"}}}
+    assert command(pruning) == ("prunelm repair M PRUNED OUT --text a.txt", False)
+    recipe |= {"bias": True, "ridge": 0.5, "samples": 7}
+    assert command(pruning) == ("prunelm repair M PRUNED OUT --text a.txt --ridge 0.5 --bias --samples 7", False)
+
+
+def test_the_recipe_of_a_model_is_transferred_with_its_settings() -> None:
+    recipe = json.loads(json.dumps(Recipe.load("obs", sparsity=0.4, samples=16, length=64, seed=3).to_dict()))
+    words = "--recipe obs --sparsity 0.4 --samples 16 --calibration-length 64 --seed 3"
+    assert " ".join(transferred({"recipe": recipe})) == words
+    recipe["ridge"] = 0.5
+    assert " ".join(transferred({"recipe": recipe})) == "--recipe recipe.toml --sparsity 0.4"
 
 
 def test_the_commands_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

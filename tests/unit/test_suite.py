@@ -675,6 +675,7 @@ def test_tokenizers_that_differ_are_refused(pair: tuple[Path, Path], text: Path,
     ("names", "error", "says"),
     [
         (("qualty",), EvaluationError, "no part is called 'qualty'. Did you mean 'quality'"),
+        (("all", "speed"), EvaluationError, "'all' stands alone"),
         (("tasks",), EvaluationError, "needs the names of tasks"),
         (("shift",), EvaluationError, "needs texts of other kinds: give --others FILE,FILE"),
         (("pseudo-perplexity",), EvaluationError, "does not fit this model, which is causal"),
