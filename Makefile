@@ -10,7 +10,9 @@ DEMO_STAMP := $(VENV)/demo-model-installed
 .PHONY: demo test quick slow lint types docs site clean
 
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@python=$$(command -v $(PYTHON) || command -v python3) && \
+	"$$python" -c 'import sys; sys.exit("Python 3.11 or newer is needed." if sys.version_info < (3, 11) else 0)' && \
+	{ "$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -33,8 +35,8 @@ quick: $(STAMP)
 	$(PYTEST) -x -q -m "not slow and not gpu and not long"
 
 # What make test leaves out: every interruption, other versions of transformers, other programs, real models.
-slow: $(STAMP)
-	$(PYTEST) -m slow
+slow: $(STAMP) $(DEMO_STAMP)
+	$(PYTEST) -m slow -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -268,8 +268,8 @@ def _cost_of(name: str, entries: Mapping[str, Any]) -> list[str]:
         both = {size: sizes[size] / one + steps.get(size, steps[middle]) for size in SIZES}
         said += (
             f" The steps cost {steps[middle]:.1f} more for one size; with them, five sizes cost "
-            f"{(shared / one + sum(both.values())) / (shared / one + both[middle]):.2f} times as much as one. They were "
-            "taken afterwards: that the dense model's head answers once more for all tokens is not in these numbers."
+            f"{(shared / one + sum(both.values())) / (shared / one + both[middle]):.2f} times as much as one. They "
+            "were taken afterwards: that the dense model's head answers once more for all tokens is not counted here."
         )
         unmeasured = [f"{size:.0%}" for size in SIZES if size not in steps]
         if unmeasured:
@@ -340,11 +340,11 @@ def _trials(entries: dict[str, Any]) -> list[str]:
     lines = [
         "## What was tried for `best`",
         "",
-        "`python -m benchmarks trials`. Loss in nats per token above the dense model's, on text that no other table "
-        "of this page evaluates on: C4 documents from the last 5 % of the file, Wikipedia passages, and sequences whose "
-        "second half repeats the first (only the second half counts). The recipe with the lowest mean of the three was chosen; "
-        "WikiText-2 decided nothing. Calibrated as above. `heads leap to the end`: attention was pruned too, with an "
-        "earlier form of the search (see the [log](log.md)).",
+        "`python -m benchmarks trials`. Loss in nats per token above the dense model's, on text that no other table of "
+        "this page evaluates on: C4 documents from the last 5 % of the file, Wikipedia passages, and sequences whose "
+        "second half repeats the first (only the second half counts). The recipe with the lowest mean of the three was "
+        "chosen; WikiText-2 decided nothing. Calibrated as above. `heads leap to the end`: attention was pruned too, "
+        "with an earlier form of the search (see the [log](log.md)).",
         "",
         _row(["trial", "size", *texts, "mean", "KV groups kept", "search"]),
         _row(["---"] * (len(texts) + 5)),
@@ -609,8 +609,8 @@ def _equal_bytes(entries: Mapping[str, Any]) -> list[str]:
         f"SmolLM2-135M-Instruct, `obs` on 32 x 512 tokens of C4; weights rounded to each format of llama.cpp; "
         f"perplexity on {dense['max_tokens']:,} tokens of held-out C4 in windows of {dense['length']}. The model's own "
         "file has 4 bits (Q4_1) to begin with, so that its dense row in q4_1 loses nothing. Ratio: perplexity over "
-        "that of the dense model in as many bytes, in the format with the lowest perplexity of those that are no larger, or "
-        "between two formats; above 1, quantizing alone is better.",
+        "that of the dense model in as many bytes, in the best format that is no larger or between two formats; above "
+        "1, quantizing alone is better.",
         "",
         _row(["bytes of weights", "model", "format", "perplexity", "dense in as many bytes", "ratio"]),
         _row(["---"] * 6),
@@ -655,8 +655,9 @@ def _overhead(entries: Mapping[str, Any]) -> list[str]:
         speed = entries["speed"]
         lines += [
             "Prefill at 30 % (recipe `l2`, batch 1, 512 tokens, medians of 25 turns): "
-            f"{speed['dense tokens/s']:.0f} -> {speed['pruned tokens/s']:.0f} tokens/s, {speed['speedup']:.3f} x. Removed FLOPs promise "
-            f"{speed['promised by FLOPs']:.3f} x by PyTorch's counter, so {speed['share by FLOPs']:.0%} of the gain; "
+            f"{speed['dense tokens/s']:.0f} -> {speed['pruned tokens/s']:.0f} tokens/s, {speed['speedup']:.3f} x. "
+            f"Removed FLOPs promise {speed['promised by FLOPs']:.3f} x by PyTorch's counter, so "
+            f"{speed['share by FLOPs']:.0%} of the gain; "
             "counting only the causal half of attention they promise "
             f"{speed['promised by causal FLOPs']:.3f} x ({speed['share by causal FLOPs']:.0%}).",
             "",

@@ -1,7 +1,12 @@
 """Fixtures that every test may use: a byte tokenizer, tiny models in folders, a text, and the command line."""
 
 import os
+import sys
 
+if any(word == "gpu" or "tests/gpu" in word for word in sys.argv):
+    os.environ["PRUNELM_TESTS_ON_GPU"] = "1"  # processes that share the tests do not see the command line
+if "PRUNELM_TESTS_ON_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # messages and bytes are those of the CPU
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # For tiny models a second thread costs more than it brings.
@@ -18,7 +23,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
