@@ -118,7 +118,7 @@ def _solved(
 
 
 def energy_damping(second: Float[Tensor, "channel channel"], ridge: float) -> Float[Tensor, " channel"]:
-    """D_j = ridge x E[x_j^2], and a trace for channels that never fire.
+    """D_j = ridge x E[x_j^2], of centered x where `second` is a covariance, and a trace for channels that never fire.
 
     Relative to each channel's own energy, so that a few channels of enormous activations do not damp all others. A
     variance that rounding made negative counts as 0.

@@ -45,7 +45,8 @@ def fused(
 
     alpha, by `fusion`:
 
-    - `reliability`: v_f / (v_k + v_f), the variances over sequences of the two: the combination of least variance;
+    - `reliability`: v_f / (v_k + v_f), the variances over sequences of what each of the two says in absolute values, so
+      that the steadier one weighs more (not the least variance of the sum: signs cancel in k);
     - `attention`: softmax((q . k, q . f) / sqrt(N)) of the unit's N values each, q the mean of both over the site;
     - `fixed`: as given; `searched`: the best of 0, 1/4, 1/2, 3/4, 1 for each kind of site by the loss of the pruned
       model, found before the criterion is asked (see `prunelm.fusion`).
