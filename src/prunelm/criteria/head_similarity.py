@@ -29,8 +29,8 @@ def head_similarity(
 
     D is the Jensen-Shannon matrix of the heads (nats, 0 to 0.693). `rule = "printed"` is Algorithm 2 as it stands:
     what it lists must go whatever the budget says (where widths may differ between blocks; else it goes first), and is
-    marked by negative scores; a KV group is listed when all its heads are. `rule = "repaired"` never removes the twin of
-    a removed head, takes the less important of a pair, and only orders: the budget decides how many go.
+    marked by negative scores; a KV group is listed when all its heads are. `rule = "repaired"` never removes the twin
+    of a removed head, takes the less important of a pair, and only orders: the budget decides how many go.
 
     Args:
         tau: two heads are alike when D_ij < tau; 0.16 to 0.20 in the paper.
