@@ -20,7 +20,7 @@ from .search import Found
 from .survey import Survey
 from .writing import new_folder
 
-FORMAT = 4
+FORMAT = 5
 FACTS, NUMBERS = "calibration.json", "calibration.safetensors"
 _FOUND = {
     "counts": {str: int},
@@ -33,7 +33,7 @@ _FOUND = {
 }
 _FORM = {
     "model": {"family": str, "weights": {str: str}},
-    "tokenizer?": {str: str},
+    "tokenizer": {str: str},
     "recipe": dict,
     "compute_dtype": str,
     "calibration": {"tokens?": int},
@@ -185,7 +185,7 @@ def load_calibration(
         prices = {key: [(int(o), float(kl)) for o, kl in points] for key, points in facts["prices"].items()}
     text = facts["calibration"]
     note = f"what was seen of the dense model comes from {folder.name} ({text.get('tokens', 0):,} tokens)"
-    note += _other_tokenizer(facts.get("tokenizer"), tokenizer_fingerprint(source))
+    note += _other_tokenizer(facts["tokenizer"], tokenizer_fingerprint(source))
     return Outlook(
         survey=Survey(scores=scores, curves=curves, prices=prices, curvatures=facts["curvatures"]),
         prices=facts["search_prices"],
@@ -237,9 +237,9 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _other_tokenizer(made: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """What to know where tokens had another meaning, as far as a calibration says which they had."""
-    differ = sorted({name for name, _ in set((made or now).items()) ^ set(now.items())})
+def _other_tokenizer(made: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What to know where tokens had another meaning."""
+    differ = sorted({name for name, _ in set(made.items()) ^ set(now.items())})
     return f", read by another tokenizer ({', '.join(differ[:3])} differ)" if differ else ""
 
 

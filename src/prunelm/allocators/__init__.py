@@ -20,9 +20,9 @@ class Allocator:
     """A registered division of the budget, and what must have been measured on the dense model for it.
 
     `needs`: None (sizes only); `scores`, one per unit of a site; `standardised`, these less their mean and in standard
-    deviations of the site; `curves`, the relative error of the module with each
-    of its `budget.options(site)` removed; `damage`, the price of the same in divergence at the model's output, measured
-    by forward passes; or `curvature`, that price to second order, by the Fisher matrix of one backward pass.
+    deviations of the site; `curves`, the relative error of the module with each of its `budget.options(site)` removed;
+    `damage`, the price of the same in divergence at the model's output, measured by forward passes; or `curvature`,
+    that price to second order, by the Fisher matrix of one backward pass.
     `even`: widths are the same in every block, as plain loaders want them.
     """
 
