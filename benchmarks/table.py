@@ -1,6 +1,7 @@
 """docs/results.md from the JSON of the benchmarks: nothing in it is typed by hand."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,7 @@ from .families import SIZES
 from .faults import KILL
 from .fuzz import FIXED
 from .quality import FRONTIER, RECIPES, SPARSITIES, SWEEP, SWEEP_SPARSITIES
-from .record import read
+from .record import RESULTS, read
 from .robustness import HOME
 from .robustness import RECIPES as SHAKEN
 from .robustness import SPARSITIES as SHAKEN_BY
@@ -55,6 +56,7 @@ def write() -> None:
     """Write the page from whatever has been measured."""
     parts = [
         HEAD,
+        *_versions(),
         *_smollm2(read("smollm2")),
         *_frontier(read("frontier"), read("families")),
         *_families(read("families"), read("frontier")),
@@ -74,6 +76,20 @@ def write() -> None:
         *_fuzz(read("fuzz"), read("guided")),
     ]
     PAGE.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _versions() -> list[str]:
+    """With what the cells were measured, most of them first."""
+    found: Counter[str] = Counter()
+    for file in sorted(RESULTS.glob("*.json")):
+        for entry in read(file.stem).values():
+            made = entry.get("machine")
+            if made:
+                where = made.get("device") or "cpu"
+                versions = f"Python {made['python']}, torch {made['torch']}, transformers {made['transformers']}"
+                found[f"{versions}, {'CPU' if where == 'cpu' else where}"] += 1
+    said = "; ".join(f"{what} ({count} cells)" for what, count in found.most_common())
+    return [f"Measured with {said}.", ""] if said else []
 
 
 def _row(cells: Iterable[str]) -> str:
