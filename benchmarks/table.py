@@ -163,10 +163,28 @@ def _frontier(entries: Mapping[str, Any], members: Mapping[str, Any]) -> list[st
     if shares:
         said = ", ".join(f"{share:.2%}" for share in shares)
         lines += [f"Equal widths go in larger steps, and remove a little less: {said} in `obs` and its like.", ""]
+    lines += _beside_family(entries, members)
     absent = [row for row, cells in found.items() if not any(entry for entry, _ in cells)]
     if absent:
         lines += [f"Not run here: {', '.join(f'`{recipe}`' for recipe in absent)}.", ""]
     return [*lines, *_in_passes(entries)]
+
+
+def _beside_family(entries: Mapping[str, Any], members: Mapping[str, Any]) -> list[str]:
+    """What a family costs a recipe that repairs nothing, where both were measured."""
+    dense = entries["dense"]["evaluation"]
+    both = [size for size in SIZES if f"{PREFIXED} {size}" in entries and f"{PREFIXED} {size}" in members]
+    said = []
+    for size in both:
+        pairs = [[_excess(of[f"{PREFIXED} {size}"], dense, text) for of in (entries, members)] for text in dense]
+        said.append(f"{size:.0%} " + ", ".join(f"{one:.3f} and {other:.3f}" for one, other in pairs))
+    if not said:
+        return []
+    return [
+        f"`{PREFIXED}` alone chooses behind its own pruned prefix, and in a family by the dense model's scores, which "
+        f"is another method. e alone and as a member, {' and '.join(dense)}: {'; '.join(said)}.",
+        "",
+    ]
 
 
 def _cell_of(
@@ -210,6 +228,8 @@ SECOND = " (second family)"
 """Ends the name of a recipe whose family was pruned again, on a processor whose last digits led to another plan."""
 BESIDE = ("obs", "flap", "wanda-sp", "taylor-first", "taylor-second")
 """Recipes that a family is compared with: without a search, the published repair, and three that repair nothing."""
+PREFIXED = "wanda-sp"
+"""It repairs nothing; alone it chooses units behind its own pruned prefix, in a family by the dense model's scores."""
 
 
 def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]:
@@ -222,7 +242,8 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         "",
         "`python -m benchmarks run families`. One prune to five nested sizes, calibrated and evaluated as the table "
         "above; e = ln(perplexity / dense) before and after the steps of natural gradient. The last columns: that e, "
-        "with steps where these were measured, as a share of the e that another recipe has in the table above.",
+        "with steps where these were measured, as a share of the e that another recipe has in the table above (empty "
+        f"where `{PREFIXED}` was not pruned alone).",
         "",
         _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
         _row(["---"] * (4 + len(BESIDE))),
@@ -257,7 +278,8 @@ def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, tex
     dense = alone["dense"]["evaluation"]
     found = [entries.get(f"{name} {size}{end}") for end in ("", " stepped")]
     said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
-    others = [_cell_of(other, size, alone, entries)[0] for other in BESIDE]
+    cells = {other: _cell_of(other, size, alone, entries) for other in BESIDE}
+    others = [None if other == PREFIXED and mark else entry for other, (entry, mark) in cells.items()]
     now = found[1] or found[0]
     if now is None:
         return []
