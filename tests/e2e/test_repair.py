@@ -188,7 +188,7 @@ def test_a_repair_of_biases_alone_needs_some(cli, plain, tiny_folder, text_file,
 def test_messages_name_options_that_repair_has(cli, plain, tiny_folder, text_file, tmp_path):
     command = ("repair", tiny_folder("llama"), plain("llama"), tmp_path / "out", "--text", text_file, "--length", 32)
     for options, says in (
-        (("--samples", "1"), "Give more text, more --samples or longer ones.\n"),
+        (("--samples", "1"), "Give more text, more --samples or --length.\n"),
         (("--samples", "1", "--bias"), "Give more text, more --samples or --length, or --reconstruction bias.\n"),
         (("--samples", "1", "--length", "64", "--natural-steps", "1"), "Give more text or --samples, or a smaller"),
         (("--held-out", "0", "--natural-steps", "1"), "natural_steps measure on held-out tokens: held_out must be"),

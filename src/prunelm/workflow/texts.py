@@ -118,5 +118,5 @@ def _check_rank(model: PreTrainedModel, found: Batches, recipe: Recipe, otherwis
         raise DataError(
             f"{fitted:,} calibration tokens cannot determine a refit of {widest:,} channels: at least "
             f"{widest:,} tokens are needed, {4 * widest:,} are better. Give more text, more --samples or "
-            f"longer ones{otherwise}."
+            f"--length{otherwise}."
         )
