@@ -565,8 +565,8 @@ def _dense_of(text: str, found: Mapping[tuple[str, str], Any]) -> str:
         one = tested[text]["dense"]
         values.setdefault(f"{one['value']:.2f} ± {one['error']:.2f}", []).append(label.partition(" at ")[0])
     first, *others = values
-    said = "".join(f"; {value} for `{'`, `'.join(dict.fromkeys(values[value]))}`" for value in others)
-    return f"{text} {first}" + (f" (on the edition of another Python{said})" if others else "")
+    said = ", ".join(f"{value} for `{'`, `'.join(dict.fromkeys(values[value]))}`" for value in others)
+    return f"{text} {first}" + (f" ({said}, on the edition of another Python)" if others else "")
 
 
 def _spanned(found: Mapping[str, float], form: str) -> str:
