@@ -242,8 +242,7 @@ def _families(entries: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]
         "",
         "`python -m benchmarks run families`. One prune to five nested sizes, calibrated and evaluated as the table "
         "above; e = ln(perplexity / dense) before and after the steps of natural gradient. The last columns: that e, "
-        "with steps where these were measured, as a share of the e that another recipe has in the table above (empty "
-        f"where `{PREFIXED}` was not pruned alone).",
+        "with steps where these were measured, as a share of the e that another recipe has in the table above.",
         "",
         _row(["recipe, text", "size", "e", "with steps", *(f"of `{name}`" for name in BESIDE)]),
         _row(["---"] * (4 + len(BESIDE))),
