@@ -277,8 +277,7 @@ def _member(entries: Mapping[str, Any], alone: Mapping[str, Any], name: str, tex
     dense = alone["dense"]["evaluation"]
     found = [entries.get(f"{name} {size}{end}") for end in ("", " stepped")]
     said = [f"{_excess(entry, dense, text):.3f}" if entry else "not run" for entry in found]
-    cells = {other: _cell_of(other, size, alone, entries) for other in BESIDE}
-    others = [None if other == PREFIXED and mark else entry for other, (entry, mark) in cells.items()]
+    others = [_cell_of(other, size, alone, entries)[0] for other in BESIDE]
     now = found[1] or found[0]
     if now is None:
         return []

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from .allocators import ALLOCATORS
+from .allocators import ALLOCATORS, PER_UNIT
 from .criteria import CRITERIA
 from .derivatives import Derivatives
 from .errors import RecipeError
@@ -48,7 +48,7 @@ def with_fusion(
     kinds = [name for name in recipe.sites if recipe.scoring(name).options.get("fusion") == "searched"]
     if not kinds:
         return recipe, []
-    if ALLOCATORS[recipe.allocator].needs not in (None, "scores", "standardised") or recipe.policy is not None:
+    if ALLOCATORS[recipe.allocator].needs not in (None, *PER_UNIT) or recipe.policy is not None:
         raise RecipeError("fusion 'searched' tries whole plans: use allocator 'uniform', 'per-module' or 'global'")
     _check_others(recipe, job)
     judge = objective(

@@ -301,7 +301,7 @@ def _held(source: Source) -> Held:
         header = gguf_header(source.folder / source.gguf)
         return Held(tensors=header.tensors, numbers=header.numbers)
     size = bytes_on_disk(source)
-    files = _read_by_name(source.folder) or weight_files(source)
+    files = _read_files(source)
     if any(file.suffix != ".safetensors" for file in files):
         return Held(tensors=size // _PICKLED, numbers=size)
     held = held_in(files)
@@ -604,8 +604,13 @@ def weight_files(source: Source) -> list[Path]:
 
 def bytes_on_disk(source: Source) -> int:
     """Size of the weight files that are read, whichever others lie beside them."""
+    return sum(file.stat().st_size for file in _read_files(source))
+
+
+def _read_files(source: Source) -> list[Path]:
+    """The weight files that transformers reads."""
     named = _read_by_name(source.folder) if source.gguf is None else []
-    return sum(file.stat().st_size for file in named or weight_files(source))
+    return named or weight_files(source)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:

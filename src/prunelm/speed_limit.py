@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from .allocation import Outlook
-from .allocators import ALLOCATORS
+from .allocators import ALLOCATORS, PER_UNIT
 from .errors import BudgetError
 from .job import with_counts
 from .knapsack import knapsack
@@ -103,7 +103,7 @@ def _by_damage(sizer: Sizer, outlook: Outlook, times: Times, wanted: float) -> T
     """The knapsack of the recipe's allocator in microseconds in place of parameters."""
     job = sizer.whole.job
     needs = ALLOCATORS[sizer.recipe.allocator].needs
-    if needs is None or needs in ("scores", "standardised"):
+    if needs in (None, *PER_UNIT):
         return least_trial(sizer, lambda trial: _saved(times, trial.job.sites, trial.counts) >= wanted)
     budget = replace(job.budget, target=max(1, round(wanted * MICRO)))
     sizes = {

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .allocators import ALLOCATORS
+from .allocators import ALLOCATORS, PER_UNIT
 from .criteria import CRITERIA, Statistics
 from .data import Batches
 from .errors import BudgetError
@@ -388,7 +388,7 @@ def made_up_measurements(
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for site in sites:
-        whole = needs in ("scores", "standardised")
+        whole = needs in PER_UNIT
         size = site.n_units if whole else len(budget.options(site))
         numbers = torch.rand(size, generator=generator, dtype=torch.float64)
         if not whole:

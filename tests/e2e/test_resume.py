@@ -339,22 +339,28 @@ def test_killed_for_real(cli, tiny_folder, text_file, tmp_path, tmp_path_factory
     assert tree(out) == resumed
 
 
-def test_an_evaluation_goes_on_window_by_window(cli, tiny_folder, text_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
+def _stopped_at(count, monkeypatch):
+    """Windows are scored up to one that stops the run, and then all; those that were begun."""
     scored, seen = evaluation.score_windows, []
 
     def counted(*args):
         seen.append(args)
-        if len(seen) == 4:
+        if len(seen) == count:
             raise _Stop
         return scored(*args)
 
+    monkeypatch.setattr(evaluation, "score_windows", counted)
+    return seen
+
+
+def test_an_evaluation_goes_on_window_by_window(cli, tiny_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
     options = ("--length", "64", "--max-tokens", "512", "--json")
     whole = ("evaluate", tiny_folder("llama"), "--against", tiny_folder("llama", num_hidden_layers=3), *options)
     expected = cli(*whole, "--text", text_file)
     assert expected.code == 0, expected
-    monkeypatch.setattr(evaluation, "score_windows", counted)
+    seen = _stopped_at(4, monkeypatch)
     with pytest.raises(_Stop):
         cli(*whole, "--text", text_file)
     assert len(list((tmp_path / "prunelm").iterdir())) == 1
@@ -368,19 +374,11 @@ def test_a_comparison_keeps_the_models_that_it_has_measured(cli, tiny_folder, te
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr("prunelm.journal.MINUTE", 1e-9)
     monkeypatch.setattr("prunelm.workflow.comparing.prefill_speed", lambda models: [1.0 for _ in models])
-    scored, seen = evaluation.score_windows, []
     models = (tiny_folder("llama"), tiny_folder("llama", num_hidden_layers=3))
     whole = ("compare", *models, "--text", text_file, "--length", "64", "--max-tokens", "256", "--json")
     expected = cli(*whole)
     assert expected.code == 0, expected
-
-    def counted(*args):
-        seen.append(args)
-        if len(seen) == 6:
-            raise _Stop
-        return scored(*args)
-
-    monkeypatch.setattr(evaluation, "score_windows", counted)
+    seen = _stopped_at(6, monkeypatch)
     with pytest.raises(_Stop):
         cli(*whole)
     assert cli(*whole).out == expected.out
@@ -397,15 +395,8 @@ def test_what_was_measured_on_a_folder_is_of_all_files_in_it(cli, tiny_folder, t
         (corpus / "below" / "text.txt").write_text(text_file.read_text()[5_000 * n :][:5_000])
     window = ("--length", "64", "--max-tokens", "256", "--json")
     first, other = (("evaluate", tiny_folder("llama"), "--text", corpus, *window) for corpus in corpora)
-    expected, scored, seen = cli(*other), evaluation.score_windows, []
-
-    def stops(*args):
-        seen.append(args)
-        if len(seen) == 3:
-            raise _Stop
-        return scored(*args)
-
-    monkeypatch.setattr(evaluation, "score_windows", stops)
+    expected = cli(*other)
+    _stopped_at(3, monkeypatch)
     with pytest.raises(_Stop):
         cli(*first)
     assert cli(*other).out == expected.out

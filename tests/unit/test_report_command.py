@@ -1,6 +1,7 @@
 """The command on a report gives the very recipe that made the folder."""
 
 import contextlib
+import inspect
 import io
 import json
 import shlex
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import prunelm
 from prunelm.errors import PruneLMError
 from prunelm.recipe import Recipe
 from prunelm.report.command import REPAIRED, as_toml, command, evaluations, transferred
@@ -97,6 +99,12 @@ def test_a_repaired_model_says_how_it_was_repaired() -> None:
     assert command(pruning) == ("prunelm repair M PRUNED OUT --text a.txt", False)
     recipe |= {"bias": True, "ridge": 0.5, "samples": 7}
     assert command(pruning) == ("prunelm repair M PRUNED OUT --text a.txt --ridge 0.5 --bias --samples 7", False)
+
+
+def test_the_options_of_repair_are_what_it_does_without_them() -> None:
+    usual = {name: found.default for name, found in inspect.signature(prunelm.repair).parameters.items()}
+    usual["bias"] = bool(usual["bias"])  # by default where PRUNED has biases; the recipe says what came of that
+    assert {name: usual[name] for name in REPAIRED} == REPAIRED
 
 
 def test_the_recipe_of_a_model_is_transferred_with_its_settings() -> None:

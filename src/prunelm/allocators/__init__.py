@@ -10,7 +10,9 @@ from ..plan import Budget, Counts
 from ..registry import Registry
 from ..sites import Site
 
-MEASURES = ("scores", "standardised", "curves", "damage", "curvature")
+PER_UNIT = ("scores", "standardised")
+"""Measures with a number for every unit; the others have one for every number of units that may go."""
+MEASURES = (*PER_UNIT, "curves", "damage", "curvature")
 Allocate = Callable[..., tuple[Counts, int]]
 Measured = Mapping[str, Float[Tensor, " number"]]
 
@@ -53,4 +55,4 @@ def allocator(name: str, *, needs: str | None = None, even: bool = False) -> Cal
     return lambda allocate: ALLOCATORS.adopt(name, Allocator(name, allocate, needs, even), allocate)
 
 
-__all__ = ["ALLOCATORS", "Allocator", "Measured", "allocator"]
+__all__ = ["ALLOCATORS", "PER_UNIT", "Allocator", "Measured", "allocator"]

@@ -93,12 +93,17 @@ def _option(field: str, value: Any) -> str:
     return f"--no-{words}" if value is False else f"--{words}"
 
 
+def others_said(option: str, *arguments: Any) -> list[str]:
+    """What the command line says beside an option that stands alone, but for --json and --debug."""
+    named = {word.split("=")[0] for word in sys.argv if word.startswith("-")}
+    return sorted(named - {option, "--json", "--debug"}) + [str(word) for word in arguments if word is not None]
+
+
 def resumed(folder: Path, command: str, model: str | None, as_json: bool = False) -> None:
     """Go on with interrupted work, about which nothing else may be said."""
     from ..resuming import resume as run
 
-    named = {word.split("=")[0] for word in sys.argv if word.startswith("-")}
-    others = sorted(named - {"--resume", "--json", "--debug"}) + ([model] if model is not None else [])
+    others = others_said("--resume", model)
     if others:
         raise typer.BadParameter(f"--resume takes all from the interrupted run: leave out {', '.join(others)}")
     with quiet(), progress_bars() as progress:

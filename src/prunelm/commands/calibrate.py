@@ -77,5 +77,5 @@ def calibrate(
         words += ["--text", text]
     if compute_dtype != "float32":
         words += ["--compute-dtype", compute_dtype]
-    words += [f"--{name.replace('_', '-')}" for name, allowed in vars(access).items() if allowed]
+    words += access.words
     out.print(f"prunelm prune {shlex.join(map(str, words))}")

@@ -116,3 +116,8 @@ class Access:
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Accept pickle weights, which can run any code.")
     ] = False
+
+    @property
+    def words(self) -> list[str]:
+        """The options that say it."""
+        return [f"--{name.replace('_', '-')}" for name, allowed in vars(self).items() if allowed]

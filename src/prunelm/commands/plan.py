@@ -1,7 +1,6 @@
 """`prunelm plan`."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 from rich.table import Table
 
-from .asked import limit_asked, recipe_asked
+from .asked import limit_asked, others_said, recipe_asked
 from .console import fits, out, print_json, progress_bars, quiet, tell
 from .options import (
     Access,
@@ -37,7 +36,6 @@ from .options import (
 )
 
 _KL = "predicted KL"
-_WITH_DIFF = {"--diff", "--json", "--debug"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +106,7 @@ def plan(
     from ..planning import plan as run
 
     if diff is not None:
-        others = sorted({word.split("=")[0] for word in sys.argv if word.startswith("-")} - _WITH_DIFF)
-        others += [str(word) for word in (model, out_file) if word is not None]
+        others = others_said("--diff", model, out_file)
         if others:
             raise typer.BadParameter(f"--diff compares two plans alone: leave out {', '.join(others)}")
         _show_difference(diff, as_json)
@@ -133,7 +130,7 @@ def plan(
         if out_file is not None:
             words = ["prunelm", "prune", model, "OUT", "--plan", str(out_file)]
             words += ["--text", "FILE"] if found.recipe.reads_text and found.recipe.calibration == "text" else []
-            words += [f"--{name.replace('_', '-')}" for name, allowed in vars(access).items() if allowed]
+            words += access.words
             out.print(f"{out_file}: written. Edit it, and apply it: {shlex.join(words)}")
 
 
